@@ -1,0 +1,63 @@
+"""Every error that medclipsam raises on purpose.
+
+    MedclipsamError
+     ├ ConfigError    a setting, flag or prompt file is wrong
+     ├ BundleError    model files are missing, altered or of another kind
+     ├ BackendError   a runtime or device cannot do what was asked
+     ├ InputError     one item cannot be read or processed: quarantine it, go on
+     └ OutputError    a result cannot be written: stop, the run can be resumed
+
+A message says what was wrong, where, and what to do.
+"""
+
+
+class MedclipsamError(Exception):
+    """Base class; its message is fit to be shown to a user."""
+
+
+class ConfigError(MedclipsamError):
+    """A setting, flag, prompt or prompt file is wrong."""
+
+
+class BundleError(MedclipsamError):
+    """Model files are missing, altered, unsafe or of another kind."""
+
+
+class BackendError(MedclipsamError):
+    """A runtime or device cannot do what was asked; nothing falls back silently."""
+
+
+class OutputError(MedclipsamError):
+    """A result cannot be written: the run stops and can be resumed."""
+
+
+class InputError(MedclipsamError):
+    """One item cannot be read or processed.
+
+    Attributes:
+        stage: the verb of the stage that failed, such as ``read_image``.
+        reason: a short stable code, such as ``truncated``; see ``REASONS``.
+    """
+
+    REASONS = {
+        "empty": "the file holds no bytes or no pixels",
+        "unreadable": "the content is not a valid file of its kind",
+        "truncated": "the file ends before its pixels do",
+        "too-large": "more pixels or bytes than the limits allow",
+        "unsupported": "a valid file of a kind that cannot be decoded here",
+        "no-pixels": "a DICOM object without image pixels",
+        "non-finite": "pixel values include NaN or infinity",
+        "constant": "all pixels have the same value",
+        "vanished": "the file disappeared after it was listed",
+        "permission": "the file may not be read",
+        "not-a-file": "a pipe, socket, device or dangling link",
+        "no-prompt": "the prompt file has no row for this item",
+        "failed": "a stage failed on this item",
+    }
+
+    def __init__(self, stage: str, reason: str, message: str):
+        if reason not in self.REASONS:
+            raise ValueError(f"unknown reason code {reason!r}")
+        super().__init__(message)
+        self.stage = stage
+        self.reason = reason

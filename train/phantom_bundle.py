@@ -1,0 +1,140 @@
+"""Rebuild the bundle that ships with the package, from a seed, on two CPU cores.
+
+    medclipsam train phantom-bundle -o engine/bundles/phantom
+
+Draws phantoms, learns a WordPiece vocabulary from their captions, trains the
+CLIP-shaped model with DHN-NCE and the SAM-shaped model with boxes, and writes a
+bundle. Seeds below ``HELD_OUT`` are trained on; seeds from it on never are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from medclipsam.engine.fit import normalise_rgb
+from medclipsam.engine.models import (
+    CLIP_CONFIG,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    PHANTOM_VIT,
+    TEXT_CONFIG,
+    SamConfig,
+    build_clip,
+    build_sam,
+)
+from medclipsam.train.clip import ClipTraining, train_clip
+from medclipsam.train.phantom_data import draw_phantoms
+from medclipsam.train.sam import SamTraining, train_sam
+
+HELD_OUT = 1_000_000
+CLIP_IMAGES, SAM_IMAGES = 12_000, 3_000
+CONTEXT = 32
+SAM_CONFIG = SamConfig(
+    image_size=128,
+    patch_size=8,
+    encoder_width=96,
+    encoder_depth=4,
+    encoder_heads=4,
+    global_blocks=(1, 3),
+    window=8,
+    channels=64,
+    decoder_heads=4,
+    decoder_mlp=256,
+)
+
+
+def write_clip_description(folder: Path, captions: list[str]) -> None:
+    """Configuration and a WordPiece tokenizer learnt from ``captions``."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertTokenizerFast
+
+    words = folder / "vocabulary"
+    words.mkdir(parents=True, exist_ok=True)
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(captions, vocab_size=600, min_frequency=2, show_progress=False)
+    tokenizer.save_model(str(words))
+    fast = BertTokenizerFast(vocab=str(words / "vocab.txt"), do_lower_case=True)
+    fast.save_pretrained(str(folder))
+    (words / "vocab.txt").replace(folder / "vocab.txt")
+    words.rmdir()
+    text = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=CONTEXT,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    text.save_pretrained(str(folder / TEXT_CONFIG))
+    config = {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {
+                "timm_model_name": PHANTOM_VIT,
+                "timm_pool": "",
+                "timm_proj": "linear",
+                "image_size": 96,
+            },
+            "text_cfg": {
+                "hf_model_name": TEXT_CONFIG,
+                "hf_tokenizer_name": TEXT_CONFIG,
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler",
+                "context_length": CONTEXT,
+            },
+        },
+        "preprocess_cfg": {"mean": OPENAI_MEAN, "std": OPENAI_STD},
+    }
+    (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def train_phantom_clip(
+    folder: Path, training: ClipTraining, log: Callable[[str], None] = print
+) -> None:
+    """Fill ``folder`` with a trained CLIP: description, tokenizer, ``model.safetensors``."""
+    drawn = draw_phantoms(range(CLIP_IMAGES), 96, torch.get_num_threads())
+    write_clip_description(folder, drawn.captions)
+    torch.manual_seed(training.seed)
+    clip = build_clip(folder)
+    tokens = clip.tokenizer(drawn.captions)
+    train_clip(
+        clip.model,
+        drawn.images,
+        tokens,
+        lambda rgb: normalise_rgb(rgb, clip.mean, clip.std),
+        training,
+        log,
+    )
+    save_file(clip.model.state_dict(), folder / "model.safetensors")
+
+
+def train_phantom_sam(
+    folder: Path, training: SamTraining, log: Callable[[str], None] = print
+) -> None:
+    """Fill ``folder`` with a trained SAM: ``sam_config.json`` and ``model.safetensors``."""
+    side = SAM_CONFIG.image_size
+    drawn = draw_phantoms(range(SAM_IMAGES), side, torch.get_num_threads())
+    pairs = [(n, mask) for n, masks in enumerate(drawn.masks) for mask in masks.values()]
+    pairs = [(n, mask) for n, mask in pairs if mask.any()]
+    torch.manual_seed(training.seed)
+    sam = build_sam(SAM_CONFIG)
+    train_sam(
+        sam,
+        drawn.images,
+        np.stack([mask for _, mask in pairs]),
+        np.array([n for n, _ in pairs]),
+        training,
+        log,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(sam.state_dict(), folder / "model.safetensors")
+    (folder / "sam_config.json").write_text(json.dumps(asdict(SAM_CONFIG), indent=2) + "\n")

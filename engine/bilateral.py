@@ -126,7 +126,5 @@ def _slice(grid, grey, rows, columns, levels, out):
                 wy = fy if a else 1 - fy
                 for b in range(2):
                     w = wy * (fx if b else 1 - fx)
-                    total += w * (
-                        (1 - fz) * grid[y + a, x + b, z] + fz * grid[y + a, x + b, z + 1]
-                    )
+                    total += w * ((1 - fz) * grid[y + a, x + b, z] + fz * grid[y + a, x + b, z + 1])
             out[i, j] = total

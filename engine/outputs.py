@@ -13,6 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti2 import Nifti2Image
+from PIL import Image as PillowImage
+
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
 from medclipsam.engine.archive.listing import known_suffix
 from medclipsam.engine.archive.nifti import frames_to_voxels, is_nifti, read_nifti_mask
@@ -20,9 +24,6 @@ from medclipsam.engine.archive.raster import raster_kind, read_raster_mask
 from medclipsam.engine.archive.reader import read_file
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import Grid, ItemRef
-from nibabel.nifti1 import Nifti1Image
-from nibabel.nifti2 import Nifti2Image
-from PIL import Image as PillowImage
 
 MASK_SUFFIXES = (".png", ".tif", ".nii.gz")
 NAME_BYTES = 240  # file systems allow 255; the rest is for temporary names

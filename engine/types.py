@@ -26,8 +26,10 @@ class ItemRef:
 
     @property
     def id(self) -> str:
-        """Stable printable id: the path, bytes that are not UTF-8 written as ``\\xNN``."""
-        return self.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        """Stable printable id: the path, with a backslash doubled and bytes that are not
+        UTF-8 written as ``\\xNN``, so that different paths have different ids."""
+        doubled = self.path.replace("\\", "\\\\")
+        return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

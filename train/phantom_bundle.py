@@ -30,7 +30,7 @@ from medclipsam.engine.models import (
     build_sam,
 )
 from medclipsam.train.clip import ClipTraining, train_clip
-from medclipsam.train.phantom_data import draw_phantoms
+from medclipsam.train.phantom_data import draw_phantoms, union_mask
 from medclipsam.train.sam import SamTraining, train_sam
 
 HELD_OUT = 1_000_000
@@ -109,6 +109,7 @@ def train_phantom_clip(
     train_clip(
         clip.model,
         drawn.images,
+        np.stack([union_mask(masks, drawn.images.shape[1:]) for masks in drawn.masks]),
         tokens,
         lambda rgb: normalise_rgb(rgb, clip.mean, clip.std),
         training,

@@ -43,7 +43,16 @@ def _draw(seed: int, side: int) -> tuple[np.ndarray, str, dict[str, np.ndarray]]
     pixels = (phantom.pixels * 255 + 0.5).astype(np.uint8)
     image = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     masks = {
-        target: cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) > 0.5
+        target: cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+        > 0.5
         for target, mask in phantom.masks.items()
     }
     return image, phantom.caption, masks
+
+
+def union_mask(masks: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """bool array of ``shape``: where any target lies."""
+    union = np.zeros(shape, bool)
+    for mask in masks.values():
+        union |= mask
+    return union

@@ -82,7 +82,10 @@ def make_phantom(
     if unknown := set(targets) - set(TARGETS[modality]):
         raise ValueError(f"{modality} has no target {sorted(unknown)}; it has {TARGETS[modality]}")
     if size is None:
-        size = (int(rng.integers(*_SIDES, endpoint=True)), int(rng.integers(*_SIDES, endpoint=True)))
+        size = (
+            int(rng.integers(*_SIDES, endpoint=True)),
+            int(rng.integers(*_SIDES, endpoint=True)),
+        )
     painter = {"ultrasound": _ultrasound, "mri": _mri, "xray": _xray}[modality]
     pixels, masks = painter(rng, size, tuple(targets))
     caption = _caption(rng, modality, masks)
@@ -113,7 +116,12 @@ def _ellipse(
 
 
 def _blob(
-    rng: np.random.Generator, size: tuple[int, int], cy: float, cx: float, radius: float, rough: float
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    cy: float,
+    cx: float,
+    radius: float,
+    rough: float,
 ) -> np.ndarray:
     """Bool (H, W): a star-shaped region of mean ``radius`` (share of the shorter side)."""
     height, width = size
@@ -196,8 +204,8 @@ def _ultrasound(
         masks[target], taken = mask, taken | mask
         soft = _soft(mask, (1.0 if target == "mass" else 0.6) * unit)
         if target == "mass":
-            echo *= 1 - rng.uniform(0.3, 0.55) * _below(mask, 2 * unit)
-            inner = rng.uniform(0.16, 0.24) + 0.03 * _clouds(rng, size, 0.06)
+            echo *= 1 - rng.uniform(0.2, 0.4) * _below(mask, 2 * unit)
+            inner = rng.uniform(0.12, 0.2) + 0.03 * _clouds(rng, size, 0.06)
         else:
             echo *= 1 + rng.uniform(0.4, 0.7) * _below(mask, 1.5 * unit)
             rim = np.clip(_soft(mask, 1.6 * unit) * (1 - soft) * 4, 0, 1)
@@ -260,7 +268,9 @@ def _ventricles(
     spread, splay = rng.uniform(0.11, 0.16), rng.uniform(0.1, 0.35)
     mask = np.zeros(size, bool)
     for side in (-1, 1):
-        mask |= _ellipse(size, cy - 0.03, cx + side * spread, length, girth, tilt - side * splay) < 1
+        mask |= (
+            _ellipse(size, cy - 0.03, cx + side * spread, length, girth, tilt - side * splay) < 1
+        )
     return mask
 
 
@@ -297,9 +307,9 @@ def _xray(
         scan = np.maximum(scan, (scan * (1 - soft) + rng.uniform(0.78, 0.92) * soft))
     if "nodule" in targets:
         core = cv2.erode(both.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2) > 0
-        mask = _place(rng, size, core, taken, (0.06, 0.12), 0.12)
+        mask = _place(rng, size, core, taken, (0.07, 0.13), 0.12)
         masks["nodule"] = mask
-        scan += rng.uniform(0.3, 0.5) * _soft(mask, 1.0 * unit)
+        scan += rng.uniform(0.35, 0.55) * _soft(mask, 1.0 * unit)
     scan *= 1 + 0.08 * _clouds(rng, size, 0.6)
     return scan + rng.uniform(0.01, 0.03) * rng.standard_normal(size), masks
 

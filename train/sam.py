@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medclipsam.engine.backends.torch import decode_boxes
+from medclipsam.engine.backends.pytorch import decode_boxes
 from medclipsam.train.clip import warmup_cosine
 
 

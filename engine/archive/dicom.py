@@ -9,21 +9,28 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
-from medclipsam.engine.archive.grayscale import functional, show_grey
-from medclipsam.engine.archive.limits import Limits, refuse
-from medclipsam.engine.archive.window import as_frames, check_values
-from medclipsam.engine.errors import InputError
-from medclipsam.engine.types import Grid
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
+from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+
+from medclipsam.engine.archive.grayscale import functional, show_grey
+from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.lossless import DECODER
+from medclipsam.engine.archive.window import as_frames, check_values
+from medclipsam.engine.errors import BackendError, InputError
+from medclipsam.engine.types import Grid
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 ELEMENTS = [
@@ -61,6 +68,11 @@ ELEMENTS = [
     *PIXELS,
 ]
 PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010) in both byte orders
+# GDCM ends the whole process on some damaged streams: it serves only the one family
+# that nothing else here decodes.
+SAFE_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
+LOSSLESS_PLUGINS = ("pylibjpeg", "gdcm")
+DEFLATED = 1 << 16  # bytes inflated at a time
 CENTIMETRES = 3  # of PhysicalUnitsXDirection
 
 
@@ -78,12 +90,14 @@ def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     try:
         ds = _parse(data, limits)
         count = _check_header(ds, data, limits)
-        _check_codec(ds)
+        plugin = _choose_decoder(ds)
         if ds.file_meta.TransferSyntaxUID.is_encapsulated:
             _check_streams(ds, count)
-        pixels = _decode(ds, count)
+        stored = _decode(ds, data, plugin, count)
+        check_values(stored)
+        pixels = _show(stored, ds)
         return as_frames(pixels), Grid("dicom", spacing=_spacing(ds))
-    except (InputError, MemoryError):
+    except (InputError, BackendError, MemoryError):
         raise
     except Exception as exc:  # decoders and odd elements may raise anything
         raise refuse(
@@ -99,15 +113,7 @@ def _parse(data: bytes, limits: Limits) -> Dataset:
     if not meta.get("TransferSyntaxUID"):
         raise refuse("unreadable", "expected a transfer syntax in the DICOM header, got none")
     if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
-        inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, stream.read()
-        while rest and not inflater.eof:
-            size += len(inflater.decompress(rest, 1 << 20))
-            limits.check_bytes(size)
-            if rest == inflater.unconsumed_tail:
-                break
-            rest = inflater.unconsumed_tail
-        if not inflater.eof:
-            raise refuse("truncated", "expected a whole deflated DICOM file, got only a part")
+        _check_deflated(stream.read(), limits)
     ds = dcmread(io.BytesIO(data), specific_tags=list(ELEMENTS))
     for element in list(ds):
         if element.is_empty:
@@ -115,13 +121,31 @@ def _parse(data: bytes, limits: Limits) -> Dataset:
     return ds
 
 
+def _check_deflated(data: bytes, limits: Limits) -> None:
+    """Inflate once without keeping anything: pydicom itself has no limit."""
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(0, len(data), DEFLATED):
+        part = data[start : start + DEFLATED]
+        while part and not inflater.eof:
+            size += len(inflater.decompress(part, 1 << 20))
+            limits.check_bytes(size)
+            part = inflater.unconsumed_tail
+    inflater.flush()
+    if not inflater.eof:
+        raise refuse("truncated", "expected a whole deflated DICOM file, got only a part")
+
+
 def _check_header(ds: Dataset, data: bytes, limits: Limits) -> int:
     """The number of frames, after everything that the header alone can tell."""
     present = [keyword for keyword in PIXELS if keyword in ds]
     if not present:
-        if any(tag in data for tag in PIXEL_TAGS) and "Rows" in ds and "Columns" in ds:
+        # pydicom drops an element, or all of them, where the file ends too early.
+        if any(tag in data for tag in PIXEL_TAGS) and ("Rows" in ds or not len(ds)):
             raise refuse("truncated", "expected pixels up to their end mark, got only a part")
-        raise refuse("no-pixels", "expected a DICOM image, got an object without pixel data")
+        raise refuse(
+            "no-pixels",
+            "expected a DICOM image, got an object without pixel data or the beginning of one",
+        )
     count = int(ds.get("NumberOfFrames") or 1)
     limits.check_pixels(count, int(ds.get("Rows", 0)), int(ds.get("Columns", 0)))
     samples, kind = int(ds.get("SamplesPerPixel", 1)), str(ds.get("PhotometricInterpretation"))
@@ -138,20 +162,26 @@ def _check_header(ds: Dataset, data: bytes, limits: Limits) -> int:
     return count
 
 
-def _check_codec(ds: Dataset) -> None:
+def _choose_decoder(ds: Dataset) -> str:
+    """The pydicom plug-in for this transfer syntax; empty for uncompressed pixels."""
     syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return ""
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as exc:
         raise refuse("unsupported", f"no decoder exists for {syntax.name}") from exc
-    if not decoder.is_available:
+    plugins = LOSSLESS_PLUGINS if syntax in (JPEGLossless, JPEGLosslessSV1) else SAFE_PLUGINS
+    found = [plugin for plugin in plugins if plugin in decoder.available_plugins]
+    if syntax == JPEGExtended12Bit and int(ds.BitsStored) > 8:  # Pillow reads 8 bits of it
+        found = [plugin for plugin in found if plugin != "pillow"]
+    if not found:
         needs = sorted({text.split("requires ")[-1] for text in decoder.missing_dependencies})
-        raise refuse("unsupported", f"{syntax.name} needs a package: {' or '.join(needs)}")
-    if syntax == JPEGExtended12Bit and int(ds.BitsStored) > 8:
         raise refuse(
             "unsupported",
-            f"{syntax.name} with {ds.BitsStored} bits needs a package: pylibjpeg-libjpeg",
+            f"{syntax.name} with {ds.BitsStored} bits needs a package: {' or '.join(needs)}",
         )
+    return found[0]
 
 
 def _check_streams(ds: Dataset, count: int) -> None:
@@ -202,18 +232,17 @@ def stream_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _decode(ds: Dataset, count: int) -> np.ndarray:
+def _decode(ds: Dataset, data: bytes, plugin: str, count: int) -> np.ndarray:
+    """Stored values (F, H, W), or (F, H, W, 3) in RGB."""
+    apart = plugin == "gdcm"
+    stored = DECODER.decode(data) if apart else pixel_array(ds, decoding_plugin=plugin)
+    samples = (3,) if ds.get("SamplesPerPixel", 1) == 3 else ()
+    # Streams may hold more frames than the header declares; fewer do not come here.
+    return stored.reshape(-1, int(ds.Rows), int(ds.Columns), *samples)[:count]
+
+
+def _show(stored: np.ndarray, ds: Dataset) -> np.ndarray:
     """uint8 (F, H, W) or (F, H, W, 3) as displayed."""
-    frames: Iterator[np.ndarray] = islice(iter_pixels(ds), count)
-    first = next(frames)
-    stored = np.empty((count, *first.shape), first.dtype)
-    stored[0] = first
-    got = 1
-    for got, frame in enumerate(frames, start=2):
-        stored[got - 1] = frame
-    if got < count:
-        raise refuse("truncated", f"expected {count} frames, got {got}")
-    check_values(stored)
     if ds.PhotometricInterpretation == "PALETTE COLOR":
         coloured = [apply_color_lut(frame, ds) for frame in stored]
         return np.stack([_to_bytes(frame, 8 * frame.itemsize) for frame in coloured])

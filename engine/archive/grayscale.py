@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
+
 from medclipsam.engine.archive.limits import refuse
 from medclipsam.engine.archive.window import is_constant, robust_window, scale
-from pydicom.dataset import Dataset
 
 CHUNK = 64  # frames are displayed one by one; rows at a time within a frame
 
@@ -28,7 +29,7 @@ def show_grey(stored: np.ndarray, ds: Dataset) -> np.ndarray:
     shown = _show_voi(stored, ds)
     if shown is None or is_constant(shown):
         values = _modality_values(stored, ds)
-        if values.dtype == np.uint8:
+        if values.dtype == np.uint8 and ds.BitsStored == 8:
             shown = values
         else:
             shown = robust_window(values, _not_padding(stored, ds))

@@ -9,7 +9,6 @@ cannot be used, and so it is accounted for.
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +90,7 @@ class Listing:
                 continue
             if entry.name.startswith(".") or entry.path == self._exclude:
                 continue
-            ref = ItemRef(os.path.relpath(entry.path, top).replace(os.sep, "/"))
+            ref = ItemRef(entry.path[len(top) :].lstrip(os.sep).replace(os.sep, "/"))
             if entry.is_dir(follow_symlinks=False):
                 try:
                     pending.append(iter(_entries(entry.path)))
@@ -101,19 +100,17 @@ class Listing:
                 yield ref
 
     def _is_item(self, entry: os.DirEntry[str]) -> bool:
-        try:
-            mode = entry.stat().st_mode
-        except OSError:  # a broken link or a link to itself
-            mode = 0
+        # No look at the file itself unless its entry leaves a doubt: that is a round
+        # trip a file on network storage.
         suffix = os.path.splitext(entry.name)[1]
-        if stat.S_ISDIR(mode):
+        if _links_to_folder(entry):
             self.ignored["linked folder"] += 1
             return False
         if known_suffix(entry.name):
             return True
         bare = not suffix or suffix[1:].isdigit()
-        candidate = bare and entry.name.upper() != "DICOMDIR" and stat.S_ISREG(mode)
-        if candidate and _has_dicom_magic(entry.path):
+        candidate = bare and entry.name.upper() != "DICOMDIR"
+        if candidate and _has_dicom_magic(entry):
             return True
         self.ignored[suffix.lower()] += 1
         return False
@@ -129,10 +126,19 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _has_dicom_magic(path: str) -> bool:
+def _links_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _has_dicom_magic(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_file():
+            return False
         # Non-blocking: the file may have become a pipe since it was looked at.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:

@@ -12,18 +12,20 @@ import math
 import zlib
 
 import numpy as np
-from medclipsam.engine.archive.limits import Limits, refuse
-from medclipsam.engine.archive.window import as_frames, check_values, robust_window
-from medclipsam.engine.errors import InputError
-from medclipsam.engine.types import Grid
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
+from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.window import as_frames, check_values, robust_window
+from medclipsam.engine.errors import InputError
+from medclipsam.engine.types import Grid
+
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 SLACK = 1 << 16  # bytes that may follow the voxels
+PIECE = 1 << 22  # bytes inflated at a time
 THICK = 1.5  # slices this much coarser than the plane were acquired as slices
 # LPS axes (x to the left, y to the back, z up) as (frame, row, column) of each slicing,
 # and which of them run against the display: rows of coronal and sagittal go downwards.
@@ -126,9 +128,9 @@ def _slice_axis(shape: tuple[int, ...], affine: np.ndarray) -> int:
 
 def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, float]:
     """Stored voxels (2 or 3 axes, unscaled), affine (4, 4) and slope of a NIfTI file."""
-    stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == GZIP_MAGIC else io.BytesIO(data)
+    stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == GZIP_MAGIC else None
     try:
-        start = stream.read(HEADER_BYTES)
+        start = data[:HEADER_BYTES] if stream is None else stream.read(HEADER_BYTES)
         kind = _header_kind(start)
         if kind is None:
             raise refuse("unreadable", "expected a NIfTI file, got other content or a part of one")
@@ -136,12 +138,9 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
         shape, dtype = _check_header(header, limits)
         offset = int(header.get_data_offset())
         size = math.prod(shape) * dtype.itemsize
-        body = start + stream.read(max(0, offset + size - len(start)))
+        body = data if stream is None else _inflate(stream, start, offset + size)
         if len(body) < offset + size:
             raise refuse("truncated", f"expected {offset + size} bytes, got {len(body)}")
-        # Reading on reaches the checksum of a gzip file.
-        if isinstance(stream, gzip.GzipFile) and len(stream.read(SLACK)) == SLACK:
-            raise refuse("too-large", "the file inflates to far more than its header says")
         slope, _ = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (InputError, MemoryError):
@@ -155,6 +154,17 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
     voxels = np.frombuffer(body, dtype, count=math.prod(shape), offset=offset)
     voxels = voxels.reshape(shape, order="F")
     return voxels, affine, 1.0 if slope is None else float(slope)
+
+
+def _inflate(stream: gzip.GzipFile, start: bytes, size: int) -> bytearray:
+    """The first ``size`` bytes of ``stream``, of which ``start`` has been read, or fewer."""
+    body = bytearray(start)
+    while part := stream.read(min(PIECE, size - len(body))):
+        body += part
+    # Reading on to the end verifies the checksum.
+    if len(stream.read(SLACK)) == SLACK:
+        raise refuse("too-large", "the file inflates to far more than its header says")
+    return body
 
 
 def _header_kind(start: bytes) -> type[Nifti1Header] | None:
@@ -180,7 +190,7 @@ def _check_header(header: Nifti1Header, limits: Limits) -> tuple[tuple[int, ...]
     dtype = header.get_data_dtype()
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         raise refuse("unsupported", f"expected integer or float voxels, got {dtype}")
-    limits.check_pixels(1, math.prod(shape[:-1]), shape[-1])
+    limits.check_pixels(*(*shape, 1)[:3])
     offset = float(header["vox_offset"])
     if not 0 <= offset < limits.max_bytes:
         raise refuse("unreadable", f"expected voxels inside the file, got an offset of {offset}")

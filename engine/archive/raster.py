@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from medclipsam.engine.archive.limits import Limits, refuse
-from medclipsam.engine.archive.window import as_frames, check_values, over_black, robust_window
-from medclipsam.engine.errors import InputError
-from medclipsam.engine.types import Grid
 from PIL import (
     BmpImagePlugin,
     ImageFile,
@@ -27,7 +24,15 @@ from PIL import (
 )
 from PIL import Image as PillowImage
 
+from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.window import as_frames, check_values, over_black, robust_window
+from medclipsam.engine.errors import InputError
+from medclipsam.engine.types import Grid
+
 Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
+
+# Odd metadata of TIFF files that decode all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin$")
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 OPENERS: dict[bytes, tuple[str, Opener]] = {
@@ -83,6 +88,8 @@ def _stack(
     kind = raster_kind(data)
     if kind == "PNG":
         _check_png(data)
+    if kind == "TIFF":
+        _check_tiff_chain(data)
     try:
         arrays = [values_of(page) for page in _pages(data, kind, limits)]
     except (InputError, MemoryError):
@@ -133,6 +140,23 @@ def _check_tiff(picture: TiffImagePlugin.TiffImageFile, size: int, limits: Limit
             raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")
     picture.seek(0)
     return count
+
+
+def _check_tiff_chain(data: bytes) -> None:
+    """Walk the page directories: where one is cut off, Pillow drops the pages from there on."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    pointer, counter, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    at, visited = 8 if big else 4, set()
+    try:
+        (page,) = struct.unpack_from(order + pointer, data, at)
+        while page and page not in visited:
+            visited.add(page)
+            (entries,) = struct.unpack_from(order + counter, data, page)
+            at = page + struct.calcsize(order + counter) + entries * entry
+            (page,) = struct.unpack_from(order + pointer, data, at)
+    except struct.error as exc:
+        raise refuse("truncated", f"expected more TIFF pages beyond byte {len(data)}") from exc
 
 
 def _check_png(data: bytes) -> None:

@@ -7,6 +7,7 @@ whole item, so that all frames of one item share one window.
 from __future__ import annotations
 
 import numpy as np
+
 from medclipsam.engine.archive.limits import refuse
 
 LOW, HIGH = 0.5, 99.5  # percentiles shown as black and white
@@ -46,6 +47,7 @@ def robust_window(values: np.ndarray, valid: np.ndarray | None = None) -> np.nda
     Returns:
         uint8 (F, H, W).
     """
+    values = np.ascontiguousarray(values)
     counted = values.reshape(-1) if valid is None or not valid.any() else values[valid]
     sample = counted[:: counted.size // SAMPLE + 1]
     low, high = (float(v) for v in np.percentile(sample, (LOW, HIGH)))

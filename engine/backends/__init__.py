@@ -58,6 +58,6 @@ def open_graph(
     """
     if backend != "torch":
         raise BackendError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    from medclipsam.engine.backends import torch as torch_backend
+    from medclipsam.engine.backends import pytorch
 
-    return torch_backend.open_graph(bundle, name, device, **settings)
+    return pytorch.open_graph(bundle, name, device, **settings)

@@ -1,0 +1,118 @@
+"""The Python API: open a bundle once, segment images or whole archives with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medclipsam.engine.backends import open_device
+from medclipsam.engine.bundle import Bundle, open_bundle
+from medclipsam.engine.config import EngineConfig, make_config
+from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.pipeline import Pipeline
+from medclipsam.engine.prompts import PromptTable
+from medclipsam.engine.types import Prompts, Segment
+
+if TYPE_CHECKING:
+    from medclipsam.engine.runner import RunSummary
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A bundle, ready on one device.
+
+    Attributes:
+        bundle: the weights.
+        config: every setting, defaults of the bundle included.
+        pipeline: the stages.
+        threads: CPU threads for torch and for the CPU stages.
+    """
+
+    bundle: Bundle
+    config: EngineConfig
+    pipeline: Pipeline
+    threads: int
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str = "phantom",
+        device: str = "auto",
+        backend: str = "torch",
+        settings: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """Verify and load a bundle.
+
+        Args:
+            bundle: name of an installed bundle, or its folder.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            backend: ``torch``.
+            settings: nested settings that win over the bundle's defaults, such as
+                ``{"crf": {"tau": 1.2}}``.
+            threads: CPU threads; by default all cores of this process.
+
+        Raises:
+            BundleError, BackendError, ConfigError: with what to do about it.
+        """
+        where = open_device(device)
+        opened = open_bundle(bundle)
+        config = make_config(opened.defaults, settings or {})
+        count = threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(count)
+        return cls(opened, config, Pipeline.open(opened, config, where, backend), count)
+
+    def segment(
+        self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]]
+    ) -> dict[str, Segment]:
+        """Segment one image.
+
+        Args:
+            rgb: uint8 (H, W, 3) as displayed.
+            prompts: label → text, or several wordings.
+
+        Returns:
+            label → ``Segment``: ``.mask`` bool (H, W), ``.boxes``, ``.saliency``,
+            ``.confidence``, ``.status``.
+
+        Raises:
+            ConfigError: not such an image, or an empty prompt.
+        """
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+            raise ConfigError(
+                f"expected an image of uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}; "
+                "stack grey images three times"
+            )
+        return self.pipeline.segment([rgb], [as_prompts(prompts)])[0]
+
+    def run(
+        self,
+        archive: str | os.PathLike[str],
+        prompts: Mapping[str, str | Sequence[str]] | PromptTable,
+        out: str | os.PathLike[str],
+    ) -> RunSummary:
+        """Label a whole archive into a run folder; the same as ``medclipsam run``."""
+        from medclipsam.engine.runner import run
+
+        wanted = prompts if isinstance(prompts, PromptTable) else as_prompts(prompts)
+        return run(self, Path(archive), wanted, Path(out))
+
+
+def as_prompts(prompts: Mapping[str, str | Sequence[str]]) -> Prompts:
+    """A plain mapping → ``Prompts``.
+
+    Raises:
+        ConfigError: nothing in it, or an empty text.
+    """
+    texts = {
+        label: (text,) if isinstance(text, str) else tuple(text) for label, text in prompts.items()
+    }
+    if not texts or not all(group and all(map(str.strip, group)) for group in texts.values()):
+        raise ConfigError(f"prompts map each label to a text or several, got {dict(prompts)!r}")
+    return Prompts(texts)

@@ -1,0 +1,188 @@
+"""The method itself: frames and prompts in, masks out. Refuses to know files.
+
+encode_image → compute_saliency → refine_mask → extract_boxes → segment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medclipsam.engine.boxes import select_boxes
+from medclipsam.engine.bundle import Bundle
+from medclipsam.engine.config import EngineConfig
+from medclipsam.engine.crf import dense_crf
+from medclipsam.engine.encoder import ClipEncoder
+from medclipsam.engine.fit import fit_image, make_fit, unfit_map
+from medclipsam.engine.saliency import compute_saliency
+from medclipsam.engine.segment import BoxMasks, Segmenter
+from medclipsam.engine.types import Prompts, Segment
+
+Mapper = Callable[..., Iterable[Any]]
+
+ABSENT_REASONS = {
+    "not-in-image": "the image is no closer to the prompt than to the null prompts",
+    "no-saliency": "nothing in the image speaks for the prompt",
+    "no-component": "the refined saliency holds no component of the smallest area",
+    "empty-mask": "SAM drew nothing inside the boxes",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One (frame, prompt) on its way: what the stages before SAM have found."""
+
+    frame: int
+    label: str
+    contrast: float
+    saliency: np.ndarray
+    crf_mask: np.ndarray
+    boxes: np.ndarray
+    reason: str
+
+
+@dataclass
+class Pipeline:
+    """All stages over one bundle on one device.
+
+    Attributes:
+        encoder: CLIP.
+        segmenter: SAM.
+        config: every setting.
+    """
+
+    encoder: ClipEncoder
+    segmenter: Segmenter
+    config: EngineConfig
+    _texts: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, config: EngineConfig, device: torch.device, backend: str = "torch"
+    ) -> Pipeline:
+        saliency = config.saliency
+        return cls(
+            ClipEncoder.open(
+                bundle, device, backend, saliency.rows, saliency.target, saliency.block
+            ),
+            Segmenter.open(bundle, device, backend, config.segment.batch, config.segment.boxes),
+            config,
+        )
+
+    def segment(
+        self,
+        frames: Sequence[np.ndarray],
+        prompts: Sequence[Prompts],
+        mapper: Mapper = map,
+    ) -> list[dict[str, Segment]]:
+        """Segment frames, each with its own prompts.
+
+        Args:
+            frames: uint8 (H, W, 3), of any sizes.
+            prompts: as many as frames.
+            mapper: ``map`` or a thread pool's; runs the CPU stages.
+
+        Returns:
+            Per frame, label → what was found.
+        """
+        salient = [
+            (n, *self.compute_saliency(rgb, wanted))
+            for n, (rgb, wanted) in enumerate(zip(frames, prompts, strict=True))
+        ]
+        work = [
+            (frames[n], n, label, float(contrasts[p]), cells[p])
+            for n, cells, contrasts in salient
+            for p, label in enumerate(prompts[n].labels)
+        ]
+        found = list(mapper(self._find_boxes, work))
+        boxed = sorted({f.frame for f in found if len(f.boxes)})
+        embeddings = dict(
+            zip(boxed, self.segmenter.encode_image([frames[n] for n in boxed]), strict=True)
+        )
+        chosen = [f for f in found if len(f.boxes)]
+        masks = self.segmenter.segment(
+            [embeddings[f.frame] for f in chosen],
+            [frames[f.frame].shape[:2] for f in chosen],  # type: ignore[misc]
+            [f.boxes for f in chosen],
+        )
+        drawn = dict(zip(map(id, chosen), masks, strict=True))
+        out: list[dict[str, Segment]] = [{} for _ in frames]
+        for f in found:
+            out[f.frame][f.label] = _conclude(f, drawn.get(id(f)))
+        return out
+
+    def encode_prompts(self, prompts: Prompts) -> Tensor:
+        """Prompts → (P, D); each ensemble is encoded once and remembered."""
+        return torch.stack([self._encode(texts) for texts in prompts.texts.values()])
+
+    def _encode(self, texts: tuple[str, ...]) -> Tensor:
+        if texts not in self._texts:
+            if len(self._texts) >= 4096:  # a table of prompts may be as long as the archive
+                self._texts.clear()
+            self._texts[texts] = self.encoder.encode_ensemble(texts)
+        return self._texts[texts]
+
+    def compute_saliency(self, rgb: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        """One frame → cells float32 (P, g, g) in [0, 1] and contrasts float32 (P,).
+
+        Frame by frame, so that neighbours never change a result; the rows of one frame
+        fill the batches.
+        """
+        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
+        image = square.permute(2, 0, 1)[None].float() / 255
+        texts = self.encode_prompts(prompts)
+        nulls = [self._encode((text,)) for text in self.config.null_prompts]
+        against = torch.stack(nulls) if nulls else texts[:0]
+        cells = compute_saliency(self.encoder, image, texts, against, self.config.saliency)[0]
+        if not nulls:
+            return cells.cpu().numpy(), np.full(len(texts), np.nan, np.float32)
+        embedding = self.encoder.embed(1, lambda start, stop: self.encoder.normalise(image))[0]
+        contrasts = texts @ embedding - (against @ embedding).max()
+        return cells.cpu().numpy(), contrasts.cpu().numpy()
+
+    def _find_boxes(self, work: tuple[np.ndarray, int, str, float, np.ndarray]) -> Found:
+        """refine_mask and extract_boxes of one (frame, prompt); runs on a CPU thread."""
+        rgb, frame, label, contrast, cells = work
+        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        saliency = np.clip(unfit_map(cells, fit), 0, 1)
+        empty = np.zeros(saliency.shape, bool)
+        none = np.empty((0, 4), np.int32)
+        if not saliency.any():
+            return Found(frame, label, contrast, saliency, empty, none, "no-saliency")
+        crf = self.config.crf
+        mask = dense_crf(rgb, saliency, crf) > crf.threshold
+        boxes = select_boxes(mask, self.config.boxes)
+        reason = "" if len(boxes) else "no-component"
+        if self.config.presence is not None and contrast < self.config.presence:
+            boxes, reason = none, "not-in-image"
+        return Found(frame, label, contrast, saliency, mask, boxes, reason)
+
+
+def _conclude(found: Found, masks: BoxMasks | None) -> Segment:
+    if masks is None or not masks.mask.any():
+        return Segment(
+            status="absent",
+            mask=np.zeros(found.saliency.shape, bool),
+            boxes=found.boxes,
+            saliency=found.saliency,
+            crf_mask=found.crf_mask,
+            reason=found.reason or "empty-mask",
+            contrast=found.contrast,
+        )
+    return Segment(
+        status="done",
+        mask=masks.mask,
+        boxes=found.boxes,
+        saliency=found.saliency,
+        crf_mask=found.crf_mask,
+        contrast=found.contrast,
+        predicted_iou=masks.predicted_iou,
+        stability=masks.stability,
+        confidence=masks.predicted_iou * masks.stability,
+    )

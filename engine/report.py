@@ -1,0 +1,161 @@
+"""One static folder that shows a finished run in any browser, straight from disk.
+
+Refuses to know how outcomes came about. ``page/report.html`` is copied as it is; all
+that varies stands in ``data.js``, a script that assigns one global as JSON, because a
+page opened from disk may not fetch. Nothing is requested from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from medclipsam.engine.durable import write_durable
+from medclipsam.engine.errors import InputError
+from medclipsam.engine.outputs import safe_label
+from medclipsam.engine.types import ItemRef, Outcome
+
+FOLDER = "report"
+PAGE = Path(__file__).parent / "page" / "report.html"
+DATA_PREFIX = "window.medclipsam = "
+LISTED = 50_000  # outcomes a browser handles with ease; counts cover all of them
+NAME_BYTES, PATH_BYTES = 240, 1000
+COLUMNS = (
+    "item",
+    "label",
+    "status",
+    "stage",
+    "reason",
+    "message",
+    "mask",
+    "preview",
+    "area",
+    "confidence",
+    "predicted_iou",
+    "stability",
+    "contrast",
+    "frames",
+    "boxes",
+)
+
+
+def write_report(
+    folder: Path,
+    outcomes: Iterable[Outcome],
+    facts: dict[str, object],
+    evaluation: dict[str, Any] | None = None,
+) -> Path:
+    """Write ``report/index.html`` and ``report/data.js`` into a run folder.
+
+    The first 50,000 outcomes are listed, and as many quarantined ones beyond them;
+    the page says so where that leaves some out.
+
+    Args:
+        folder: the run folder; previews lie at ``report/`` + ``preview_path(…)``.
+        outcomes: read once, never held together.
+        facts: what the page tells about the run: plain values, dicts and lists.
+        evaluation: as ``evaluation.to_json`` gives it.
+
+    Returns:
+        The page.
+    """
+    head = {
+        "title": str(facts.get("name") or folder.resolve().name),
+        "facts": [[str(name), _plain(value)] for name, value in facts.items()],
+        "evaluation": _plain(evaluation),
+        "reasons": InputError.REASONS,
+        "columns": COLUMNS,
+    }
+    stream = io.StringIO()
+    stream.write(DATA_PREFIX + _script_json(head)[:-1] + ',"rows":[')
+    counts: Counter[str] = Counter()
+    listed = quarantined = 0
+    for outcome in outcomes:
+        counts[outcome.status] += 1
+        lost = outcome.status == "quarantined"
+        if counts.total() > LISTED and not (lost and quarantined < LISTED):
+            continue
+        stream.write(",\n" if listed else "\n")
+        stream.write(_script_json(_row(outcome)))
+        listed += 1
+        quarantined += lost
+    stream.write(f'\n],"counts":{_script_json(counts)}}};\n')
+    write_durable(folder / FOLDER / "data.js", stream.getvalue().encode())
+    page = folder / FOLDER / "index.html"
+    write_durable(page, PAGE.read_bytes())
+    return page
+
+
+def preview_path(label: str, item: str) -> PurePosixPath:
+    """Where a preview lies, relative to the report folder.
+
+    ``previews/LABEL/`` mirrors the archive's tree and adds ``.jpg`` to the item's name.
+    A name that no folder can hold so, or that might leave it, is replaced by its hash.
+    """
+    name = ItemRef(item).id
+    *folders, _ = parts = f"{name}.jpg".split("/")
+    mirrored = (
+        all(part not in ("", ".", "..") and len(part.encode()) <= NAME_BYTES for part in parts)
+        and len(name.encode()) <= PATH_BYTES
+        and name.rpartition("/")[2] != ""
+        and "\0" not in name
+        and not any(part.endswith(".jpg") for part in folders)  # "x.jpg/" beside an item "x"
+    )
+    if not mirrored:
+        parts = [hashlib.sha256(name.encode()).hexdigest() + ".jpg"]
+    return PurePosixPath("previews", safe_label(label), *parts)
+
+
+def _row(outcome: Outcome) -> list[object]:
+    """The outcome in the order of ``COLUMNS``, links percent-encoded."""
+    figures = outcome.figures
+    preview = "" if outcome.status == "quarantined" else preview_path(outcome.label, outcome.item)
+    return [
+        ItemRef(outcome.item).id,
+        outcome.label,
+        outcome.status,
+        outcome.stage,
+        outcome.reason,
+        outcome.message,
+        "../" + _link(outcome.mask) if outcome.mask else "",
+        _link(str(preview)),
+        outcome.area,
+        *(
+            _figure(figures.get(name))
+            for name in ("confidence", "predicted_iou", "stability", "contrast")
+        ),
+        outcome.frames,
+        sum(len(frame) for frame in outcome.boxes),
+    ]
+
+
+def _link(path: str) -> str:
+    return quote(path.encode("utf-8", "surrogateescape"))
+
+
+def _figure(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), 4)
+
+
+def _plain(value: object) -> Any:
+    """``value`` as JSON has it: NaN becomes None, what JSON does not know its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _script_json(value: object) -> str:
+    """ASCII JSON that cannot close the script element it may stand in."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

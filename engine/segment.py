@@ -1,0 +1,168 @@
+"""SAM: encode images once, decode all their boxes together, masks on the source grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medclipsam.engine.backends import open_graph
+from medclipsam.engine.bundle import Bundle
+from medclipsam.engine.models import SamConfig
+
+
+@dataclass(frozen=True)
+class BoxMasks:
+    """What SAM says of one image's boxes.
+
+    Attributes:
+        mask: bool (H, W), union over the boxes.
+        logits: float32 (K, g, g) low-resolution logits, one per box.
+        predicted_iou: mean of SAM's own estimates, clipped to [0, 1].
+        stability: mean IoU of the masks at logits above +1 and above −1.
+    """
+
+    mask: np.ndarray
+    logits: np.ndarray
+    predicted_iou: float
+    stability: float
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Box-prompted SAM on one device.
+
+    Images and boxes travel in batches of exactly ``batch`` and ``boxes`` rows, the last
+    one padded, so that results do not depend on how the work was grouped.
+    """
+
+    encoder: Callable[..., Tensor]
+    decoder: Callable[..., tuple[Tensor, Tensor]]
+    config: SamConfig
+    device: torch.device
+    batch: int
+    boxes: int
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        device: torch.device,
+        backend: str = "torch",
+        batch: int = 4,
+        boxes: int = 16,
+    ) -> Segmenter:
+        """SAM of ``bundle``; ``batch`` images per encoder call, ``boxes`` per decoder call."""
+        return cls(
+            encoder=open_graph(bundle, "sam_encoder", device, backend),
+            decoder=open_graph(bundle, "sam_decoder", device, backend),
+            config=bundle.sam_config,
+            device=device,
+            batch=batch,
+            boxes=boxes,
+        )
+
+    def encode_image(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """uint8 (H, W, 3) images of any sizes → one (C, g, g) embedding each."""
+        out: list[Tensor] = []
+        for start in range(0, len(images), self.batch):
+            group = [self.prepare(rgb) for rgb in images[start : start + self.batch]]
+            short = self.batch - len(group)
+            pixels = torch.stack(group + [torch.zeros_like(group[0])] * short).to(self.device)
+            out += list(self.encoder(pixels)[: len(group)])
+        return out
+
+    def prepare(self, rgb: np.ndarray) -> Tensor:
+        """uint8 (H, W, 3) → normalised (3, S, S): longest side to S, zeros below and right.
+
+        The resampling is ``segment_anything``'s own.
+        """
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        side = self.config.image_size
+        resized = ResizeLongestSide(side).apply_image(np.ascontiguousarray(rgb))
+        pixels = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
+        mean = torch.tensor(self.config.pixel_mean)[:, None, None]
+        std = torch.tensor(self.config.pixel_std)[:, None, None]
+        height, width = pixels.shape[-2:]
+        return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
+
+    def segment(
+        self,
+        embeddings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int]],
+        boxes: Sequence[np.ndarray],
+    ) -> list[BoxMasks | None]:
+        """Decode the boxes of many (image, prompt) pairs together.
+
+        Args:
+            embeddings: one (C, g, g) per pair.
+            shapes: (H, W) of each pair's source image.
+            boxes: (K, 4) XYXY in source pixels per pair; K may be 0.
+
+        Returns:
+            Per pair its masks, or None where it has no box.
+        """
+        owners = [n for n, group in enumerate(boxes) for _ in range(len(group))]
+        if not owners:
+            return [None] * len(boxes)
+        scaled = torch.cat(
+            [self._to_input(group, shape) for group, shape in zip(boxes, shapes, strict=True)]
+        )
+        logits, ious = self._decode([embeddings[n] for n in owners], scaled)
+        out: list[BoxMasks | None] = []
+        start = 0
+        for group, shape in zip(boxes, shapes, strict=True):
+            stop = start + len(group)
+            out.append(
+                self._gather(logits[start:stop], ious[start:stop], shape) if len(group) else None
+            )
+            start = stop
+        return out
+
+    def _to_input(self, boxes: np.ndarray, shape: tuple[int, int]) -> Tensor:
+        """Source boxes → boxes in the resized input, as ``ResizeLongestSide.apply_boxes``."""
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        if not len(boxes):
+            return torch.empty(0, 4)
+        scaled = ResizeLongestSide(self.config.image_size).apply_boxes(np.asarray(boxes), shape)
+        return torch.from_numpy(scaled.astype(np.float32))
+
+    def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        logits, ious = [], []
+        for start in range(0, len(embeddings), self.boxes):
+            group = embeddings[start : start + self.boxes]
+            count = len(group)
+            stacked = torch.stack(group + [group[0]] * (self.boxes - count))
+            wanted = boxes[start : start + count].to(self.device)
+            wanted = torch.cat([wanted, wanted[:1].expand(self.boxes - count, -1)])
+            low, iou = self.decoder(stacked, wanted)
+            logits.append(low[:count].float())
+            ious.append(iou[:count].float())
+        return torch.cat(logits), torch.cat(ious)
+
+    def _gather(self, logits: Tensor, ious: Tensor, shape: tuple[int, int]) -> BoxMasks:
+        full = self.to_source(logits, shape)
+        above, below = (full > 1.0).sum((1, 2)), (full > -1.0).sum((1, 2))
+        stability = (above / below.clamp_min(1)).mean()
+        return BoxMasks(
+            mask=(full > 0).any(0).cpu().numpy(),
+            logits=logits.cpu().numpy(),
+            predicted_iou=float(ious.clamp(0, 1).mean()),
+            stability=float(stability),
+        )
+
+    def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
+        """(K, g, g) low-resolution logits → (K, H, W), as ``Sam.postprocess_masks`` does."""
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        side = self.config.image_size
+        height, width = ResizeLongestSide.get_preprocess_shape(*shape, side)
+        large = F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
+        inner = large[..., :height, :width]
+        return F.interpolate(inner, shape, mode="bilinear", align_corners=False)[:, 0]

@@ -39,9 +39,7 @@ class BoxConfig:
         if self.k < 1:
             raise ConfigError(f"boxes.k must be at least 1, got {self.k}")
         if not 0 <= self.min_area < 1:
-            raise ConfigError(
-                f"boxes.min_area is a share of the image in [0, 1), got {self.min_area}"
-            )
+            raise ConfigError(f"boxes.min_area is a share in [0, 1), got {self.min_area}")
         if not 0 <= self.pad <= 1:
             raise ConfigError(f"boxes.pad is a share of the box in [0, 1], got {self.pad}")
 

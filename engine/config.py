@@ -77,17 +77,17 @@ def make_config(*layers: Mapping[str, Any]) -> EngineConfig:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer)
+        merge(merged, layer)
     return _build(EngineConfig, merged, "")
 
 
-def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         if isinstance(value, Mapping):
             below = base.setdefault(key, {})
             if not isinstance(below, dict):
                 raise ConfigError(f"{key} is a single setting, not a group")
-            _merge(below, value)
+            merge(below, value)
         else:
             base[key] = value
 
@@ -167,5 +167,5 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         layer: dict[str, Any] = {last: value.strip()}
         for group in reversed(groups):
             layer = {group: layer}
-        _merge(nested, layer)
+        merge(nested, layer)
     return nested

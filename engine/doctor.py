@@ -188,12 +188,13 @@ def _pillow(form: str, picture: np.ndarray, tolerance: int = 0) -> Callable[[], 
     return probe
 
 
-def _dicom(syntax: str, distribution: str) -> Callable[[], str]:
+def _dicom(syntax: str) -> Callable[[], str]:
     """Write a 16-bit DICOM object in the transfer syntax ``syntax`` and read it back."""
 
     def probe() -> str:
         from pydicom import dcmread, uid
         from pydicom.encaps import encapsulate
+        from pydicom.pixels import get_decoder
 
         from medclipsam.engine.archive import codecs  # noqa: F401, before pydicom
 
@@ -210,7 +211,9 @@ def _dicom(syntax: str, distribution: str) -> Callable[[], str]:
         if read.file_meta.TransferSyntaxUID != name:
             raise RuntimeError(f"expected {name.name}, got {read.file_meta.TransferSyntaxUID}")
         _same(name.name, read.pixel_array, PICTURE)
-        return f"{distribution} {version(distribution)}"
+        plugins = getattr(get_decoder(name), "available_plugins", ())
+        through = f" through {', '.join(plugins)}" if plugins else ""
+        return f"pydicom {version('pydicom')}{through}"
 
     return probe
 
@@ -265,14 +268,10 @@ DECODERS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("PNG, 16 bits", _pillow("PNG", PICTURE), "pillow"),
     ("JPEG", _pillow("JPEG", SMOOTH, tolerance=16), "pillow"),
     ("TIFF", _pillow("TIFF", PICTURE), "pillow"),
-    ("DICOM", _dicom("ExplicitVRLittleEndian", "pydicom"), "pydicom"),
-    (
-        "DICOM JPEG 2000",
-        _dicom("JPEG2000Lossless", "pylibjpeg-openjpeg"),
-        "pylibjpeg pylibjpeg-openjpeg",
-    ),
-    ("DICOM JPEG-LS", _dicom("JPEGLSLossless", "pyjpegls"), "pyjpegls"),
-    ("DICOM RLE", _dicom("RLELossless", "pylibjpeg-rle"), "pylibjpeg-rle"),
+    ("DICOM", _dicom("ExplicitVRLittleEndian"), "pydicom"),
+    ("DICOM JPEG 2000", _dicom("JPEG2000Lossless"), "pylibjpeg pylibjpeg-openjpeg"),
+    ("DICOM JPEG-LS", _dicom("JPEGLSLossless"), "pyjpegls"),
+    ("DICOM RLE", _dicom("RLELossless"), "pylibjpeg pylibjpeg-rle"),
     ("DICOM JPEG Lossless", _gdcm, "python-gdcm"),
     ("NIfTI", _nifti, "nibabel"),
 )

@@ -10,6 +10,8 @@
 A message says what was wrong, where, and what to do.
 """
 
+from typing import ClassVar
+
 
 class MedclipsamError(Exception):
     """Base class; its message is fit to be shown to a user."""
@@ -39,7 +41,7 @@ class InputError(MedclipsamError):
         reason: a short stable code, such as ``truncated``; see ``REASONS``.
     """
 
-    REASONS = {
+    REASONS: ClassVar[dict[str, str]] = {
         "empty": "the file holds no bytes or no pixels",
         "unreadable": "the content is not a valid file of its kind",
         "truncated": "the file ends before its pixels do",

@@ -199,8 +199,8 @@ def _match(
     pairs: list[tuple[str, Path | None, Path]] = []
     claimed: dict[str, str] = {}
     for path, file in true.items():
-        found = [path] if path in predicted else by_key.get(_key(path), [])
-        found = found or by_key.get(_key(path, ENDINGS), [])
+        found = [path] if path in predicted else by_key.get(_key(_name(path)), [])
+        found = found or by_key.get(_key(_name(path), ENDINGS), [])
         if len(found) > 1:
             raise ConfigError(
                 f"two predictions of {label} fit the truth {_name(path)}: {_name(found[0])} and "

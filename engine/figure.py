@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
 
@@ -182,12 +183,13 @@ def _tint(rgb: np.ndarray, mask: np.ndarray, colour: Colour, alpha: float) -> np
 
 
 def _draw_boxes(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Draws into ``rgb``; boxes may have fractions after scaling."""
+    """Draws into ``rgb``, along the inside of each box; boxes may have fractions."""
     height, width = rgb.shape[:2]
-    for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
-        first = (min(round(x0), width - 1), min(round(y0), height - 1))
-        last = (max(round(x1) - 1, first[0]), max(round(y1) - 1, first[1]))
-        cv2.rectangle(rgb, first, last, BOX, _line_width(rgb), cv2.LINE_8)
+    line = _line_width(rgb)
+    for x0, y0, x1, y1 in np.round(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)).astype(int):
+        left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+        part = rgb[top : max(y1, top + 1), left : max(x1, left + 1)]
+        part[:line] = part[-line:] = part[:, :line] = part[:, -line:] = BOX
     return rgb
 
 
@@ -231,12 +233,12 @@ def _printable(text: str) -> str:
 
 def _shorten(text: str, size: int, width: float) -> str:
     """``text`` made printable and cut, with ``…`` at its end, to fit into ``width`` pixels."""
-    text = _printable(text)
-    if _font(size).getlength(text) <= width:
+    font = _font(size)
+    text = _printable(text[: max(0, int(width))])  # no sign is narrower than a pixel
+    if font.getlength(text) <= width:
         return text
-    while text and _font(size).getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…" if text else ""
+    kept = bisect_left(range(len(text)), True, key=lambda n: font.getlength(text[:n] + "…") > width)
+    return text[: kept - 1] + "…" if kept > 1 else ""
 
 
 def _text(

@@ -65,11 +65,12 @@ def _frame_nsd(
     import torch
     from monai.metrics import compute_surface_dice
 
-    batch = [torch.from_numpy(np.ascontiguousarray(m))[None, None] for m in (pred, truth)]
+    first, second = (torch.from_numpy(m.copy())[None, None] for m in (pred, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 deprecates its own argument
         score = compute_surface_dice(
-            *batch,
+            first,
+            second,
             class_thresholds=[tolerance],
             include_background=True,
             spacing=None if spacing is None else list(spacing),

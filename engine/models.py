@@ -60,7 +60,7 @@ SAM_PRESETS = {
 
 
 def build_sam(config: SamConfig) -> nn.Module:
-    """A ``segment_anything.modeling.Sam`` of the given sizes, randomly initialised, in eval mode."""
+    """A ``segment_anything.modeling.Sam`` with random weights, in eval mode."""
     from segment_anything.modeling import (
         ImageEncoderViT,
         MaskDecoder,

@@ -123,7 +123,7 @@ def mask_path(label: str, ref: ItemRef, suffix: str) -> PurePosixPath:
 
 
 def _printable(part: str) -> str:
-    return ItemRef(part.replace("\\", "\\\\")).id
+    return ItemRef(part).id
 
 
 def _fit(stem: str, suffix: str) -> str:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.outputs import safe_label
-from medclipsam.engine.types import ItemRef, Outcome
+from medclipsam.engine.types import Outcome
 
 FOLDER = "report"
 PAGE = Path(__file__).parent / "page" / "report.html"
@@ -99,7 +99,7 @@ def preview_path(label: str, item: str) -> PurePosixPath:
     ``previews/LABEL/`` mirrors the archive's tree and adds ``.jpg`` to the item's name.
     A name that no folder can hold so, or that might leave it, is replaced by its hash.
     """
-    name = ItemRef(item).id
+    name = _text(item)
     *folders, _ = parts = f"{name}.jpg".split("/")
     mirrored = (
         all(part not in ("", ".", "..") and len(part.encode()) <= NAME_BYTES for part in parts)
@@ -118,7 +118,7 @@ def _row(outcome: Outcome) -> list[object]:
     figures = outcome.figures
     preview = "" if outcome.status == "quarantined" else preview_path(outcome.label, outcome.item)
     return [
-        ItemRef(outcome.item).id,
+        _text(outcome.item),
         outcome.label,
         outcome.status,
         outcome.stage,
@@ -134,6 +134,11 @@ def _row(outcome: Outcome) -> list[object]:
         outcome.frames,
         sum(len(frame) for frame in outcome.boxes),
     ]
+
+
+def _text(name: str) -> str:
+    """Item ids are text already; a raw path may hold bytes that are not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _link(path: str) -> str:

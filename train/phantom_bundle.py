@@ -13,11 +13,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from medclipsam.engine.bundle import CLIP_FOLDER, SAM_FOLDER, WEIGHTS, write_description
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.models import (
     CLIP_CONFIG,
@@ -31,6 +33,7 @@ from medclipsam.engine.models import (
 )
 from medclipsam.train.clip import ClipTraining, train_clip
 from medclipsam.train.phantom_data import draw_phantoms, union_mask
+from medclipsam.train.phantoms import NULL_PROMPTS
 from medclipsam.train.sam import SamTraining, train_sam
 
 HELD_OUT = 1_000_000
@@ -48,6 +51,11 @@ SAM_CONFIG = SamConfig(
     decoder_heads=4,
     decoder_mlp=256,
 )
+
+DEFAULTS = {
+    "saliency": {"method": "contrastcam"},
+    "null_prompts": list(NULL_PROMPTS),
+}
 
 
 def write_clip_description(folder: Path, captions: list[str]) -> None:
@@ -115,13 +123,13 @@ def train_phantom_clip(
         training,
         log,
     )
-    save_file(clip.model.state_dict(), folder / "model.safetensors")
+    save_file(clip.model.state_dict(), folder / WEIGHTS)
 
 
 def train_phantom_sam(
     folder: Path, training: SamTraining, log: Callable[[str], None] = print
 ) -> None:
-    """Fill ``folder`` with a trained SAM: ``sam_config.json`` and ``model.safetensors``."""
+    """Fill ``folder`` with the weights of a trained SAM of ``SAM_CONFIG``."""
     side = SAM_CONFIG.image_size
     drawn = draw_phantoms(range(SAM_IMAGES), side, torch.get_num_threads())
     pairs = [(n, mask) for n, masks in enumerate(drawn.masks) for mask in masks.values()]
@@ -137,5 +145,33 @@ def train_phantom_sam(
         log,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(sam.state_dict(), folder / "model.safetensors")
-    (folder / "sam_config.json").write_text(json.dumps(asdict(SAM_CONFIG), indent=2) + "\n")
+    save_file(sam.state_dict(), folder / WEIGHTS)
+
+
+def build_phantom_bundle(
+    folder: Path,
+    clip: ClipTraining | None = None,
+    sam: SamTraining | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train both models and write the whole bundle into ``folder``.
+
+    The same seed, machine and thread count give the same weights.
+    """
+    clip, sam = clip or ClipTraining(), sam or SamTraining()
+    train_phantom_clip(folder / CLIP_FOLDER, clip, log)
+    train_phantom_sam(folder / SAM_FOLDER, sam, log)
+    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)})
+
+
+def describe_phantom_bundle(folder: Path, training: dict[str, Any]) -> None:
+    """Write ``bundle.json`` over what training left in ``folder``."""
+    write_description(
+        folder,
+        "phantom",
+        {"identity": "trained on synthetic scans by medclipsam.train", "licence": "Apache-2.0"},
+        "trained on synthetic scans by medclipsam.train",
+        SAM_CONFIG,
+        DEFAULTS,
+        {"training": training, "use": "synthetic scans only; knows nothing of patients"},
+    )

@@ -69,15 +69,16 @@ def _features(
         embedding = F.normalize(embedding.float(), dim=-1)
         logits = clip.logit_scale.exp() * embedding @ texts.T
         prefix = trunk.num_prefix_tokens
-        importance = [
-            torch.autograd.grad(logits[:, p].sum(), activation, retain_graph=True)[0][
-                :, prefix:
-            ].mean(1)
+        gradients = [
+            torch.autograd.grad(logits[:, p].sum(), activation, retain_graph=True)[0]
             for p in range(texts.shape[0])
         ]
+    importance = [gradient[:, prefix:].mean(1) for gradient in gradients]
     patches = activation.detach()[:, prefix:].float()
     side = round(patches.shape[1] ** 0.5)
     maps = patches.transpose(1, 2).reshape(patches.shape[0], -1, side, side)
+    if not importance:
+        return embedding.detach(), maps, maps.new_empty(len(maps), 0, maps.shape[1])
     return embedding.detach(), maps, torch.stack(importance, 1)
 
 

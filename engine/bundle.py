@@ -22,11 +22,19 @@ from torch import nn
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import BundleError
-from medclipsam.engine.models import Clip, SamConfig, build_clip, build_sam, load_weights
+from medclipsam.engine.models import (
+    CLIP_CONFIG,
+    Clip,
+    SamConfig,
+    build_clip,
+    build_sam,
+    load_weights,
+)
 
 SCHEMA = 1
 DESCRIPTION = "bundle.json"
 CLIP_FOLDER, SAM_FOLDER, WEIGHTS = "clip", "sam", "model.safetensors"
+LOADED = (f"{CLIP_FOLDER}/{CLIP_CONFIG}", f"{CLIP_FOLDER}/{WEIGHTS}", f"{SAM_FOLDER}/{WEIGHTS}")
 SHIPPED = Path(__file__).parent / "bundles"
 
 
@@ -133,6 +141,11 @@ def open_bundle(name: str) -> Bundle:
         raise BundleError(
             f"{path} has schema {schema!r}, this version reads {SCHEMA}; "
             "make the bundle again with 'medclipsam models import'"
+        )
+    if unnamed := sorted(set(LOADED) - files.keys()):
+        raise BundleError(
+            f"{path} gives no sha256 of {', '.join(unnamed)}, which would be loaded unverified; "
+            "copy or import the bundle again"
         )
     for relative, expected in files.items():
         _verify(folder, relative, expected)

@@ -380,3 +380,7 @@ def doctor() -> None:
     checks = examine()
     Console().print(to_table(checks))
     sys.exit(1 if any(check.state == "broken" for check in checks) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -129,7 +129,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             if isinstance(value, bool) or (wanted is int and float(value) != int(float(value))):
                 raise ValueError
             return wanted(float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"{name} is a number ({wanted.__name__}), got {value!r}") from None
     if not isinstance(value, str):
         raise ConfigError(f"{name} is a text, got {value!r}")

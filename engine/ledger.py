@@ -60,11 +60,10 @@ class Ledger:
             OutputError: the disk is full, or a row exists already.
         """
         marks = ", ".join("?" for _ in _COLUMNS)
+        rows = [_to_row(outcome) for outcome in outcomes]
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                f"INSERT INTO outcomes VALUES ({marks})", (_to_row(o) for o in outcomes)
-            )
+            self._db.executemany(f"INSERT INTO outcomes VALUES ({marks})", rows)
             self._db.execute("COMMIT")
         except sqlite3.Error as exc:
             if self._db.in_transaction:

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,7 +30,11 @@ PHANTOM_VIT = "vit_phantom_patch8_96"
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Every size of a SAM; the defaults are ViT-B's (segment_anything.build_sam)."""
+    """Every size of a SAM; the defaults are ViT-B's (segment_anything.build_sam).
+
+    ``fit`` is how an image enters the square input: ``pad`` scales its longest side
+    (SAM), ``squash`` scales both (MedSAM, whose input is also plain [0, 1]).
+    """
 
     image_size: int = 1024
     patch_size: int = 16
@@ -46,6 +50,7 @@ class SamConfig:
     mask_channels: int = 16
     pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    fit: Literal["pad", "squash"] = "pad"
 
 
 SAM_PRESETS = {
@@ -56,6 +61,7 @@ SAM_PRESETS = {
     "vit_h": SamConfig(
         encoder_width=1280, encoder_depth=32, encoder_heads=16, global_blocks=(7, 15, 23, 31)
     ),
+    "medsam": SamConfig(fit="squash", pixel_mean=(0.0,) * 3, pixel_std=(255.0,) * 3),
 }
 
 

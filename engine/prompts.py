@@ -26,6 +26,8 @@ def parse_prompts(flags: Iterable[str]) -> Prompts:
     for flag in flags:
         label, text = _split_label(flag)
         wordings = _split_ensemble(text, flag)
+        if not label:
+            raise ConfigError(f"the prompt {flag!r} names nothing; write it as label=text")
         if label in texts:
             raise ConfigError(
                 f"two prompts share the label {label!r}; give each its own label=text"

@@ -108,6 +108,7 @@ def run(
     started = time.monotonic()
     _check_prompts(engine, prompts)
     listing = Listing(archive, exclude=out)
+    next(iter(Listing(archive, exclude=out)))  # an archive without images leaves no folder
     with RunFolder(out, fingerprint(engine, archive, prompts)) as folder:
         folder.log("start", archive=str(archive))
         with Ledger(out / LEDGER) as ledger:

@@ -77,19 +77,27 @@ class Segmenter:
         return out
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) → normalised (3, S, S): longest side to S, zeros below and right.
+        """uint8 (H, W, 3) → normalised (3, S, S), zeros below and right of the image.
 
-        The resampling is ``segment_anything``'s own.
+        The resampling is that of ``segment_anything``'s ``ResizeLongestSide``.
         """
-        from segment_anything.utils.transforms import ResizeLongestSide
+        from torchvision.transforms.functional import resize, to_pil_image
 
-        side = self.config.image_size
-        resized = ResizeLongestSide(side).apply_image(np.ascontiguousarray(rgb))
+        height, width = self.inner_size(rgb.shape[:2])
+        resized = np.asarray(resize(to_pil_image(np.ascontiguousarray(rgb)), [height, width]))
         pixels = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
         mean = torch.tensor(self.config.pixel_mean)[:, None, None]
         std = torch.tensor(self.config.pixel_std)[:, None, None]
-        height, width = pixels.shape[-2:]
+        side = self.config.image_size
         return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
+
+    def inner_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(h, w) of an (H, W) image inside the square input."""
+        side = self.config.image_size
+        if self.config.fit == "squash":
+            return side, side
+        scale = side / max(shape[0], shape[1])
+        return max(1, int(shape[0] * scale + 0.5)), max(1, int(shape[1] * scale + 0.5))
 
     def segment(
         self,
@@ -125,13 +133,10 @@ class Segmenter:
         return out
 
     def _to_input(self, boxes: np.ndarray, shape: tuple[int, int]) -> Tensor:
-        """Source boxes → boxes in the resized input, as ``ResizeLongestSide.apply_boxes``."""
-        from segment_anything.utils.transforms import ResizeLongestSide
-
-        if not len(boxes):
-            return torch.empty(0, 4)
-        scaled = ResizeLongestSide(self.config.image_size).apply_boxes(np.asarray(boxes), shape)
-        return torch.from_numpy(scaled.astype(np.float32))
+        """(K, 4) source boxes → float32 boxes in pixels of the square input."""
+        height, width = self.inner_size(shape)
+        factors = np.array([width / shape[1], height / shape[0]] * 2)
+        return torch.from_numpy((boxes * factors).astype(np.float32))
 
     def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         logits, ious = [], []
@@ -159,10 +164,8 @@ class Segmenter:
 
     def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """(K, g, g) low-resolution logits → (K, H, W), as ``Sam.postprocess_masks`` does."""
-        from segment_anything.utils.transforms import ResizeLongestSide
-
         side = self.config.image_size
-        height, width = ResizeLongestSide.get_preprocess_shape(*shape, side)
+        height, width = self.inner_size(shape)
         large = F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
         inner = large[..., :height, :width]
         return F.interpolate(inner, shape, mode="bilinear", align_corners=False)[:, 0]

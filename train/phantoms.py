@@ -47,7 +47,8 @@ class Phantom:
         pixels: float32 (H, W) in [0, 1].
         modality: one of ``MODALITIES``.
         masks: target → bool (H, W), for the targets that are present.
-        caption: a sentence that names the modality and every target present.
+        caption: a sentence that names every target present and, but for a tenth of those
+            with a target, the modality.
     """
 
     pixels: np.ndarray

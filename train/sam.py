@@ -19,13 +19,13 @@ from medclipsam.train.clip import warmup_cosine
 class SamTraining:
     """How to train; boxes come from a detector that is often loose, so theirs do too."""
 
-    steps: int = 1500
+    steps: int = 1100
     batch: int = 12
     learning_rate: float = 8e-4
     weight_decay: float = 0.01
     warmup: int = 50
-    shrink: float = 0.1
-    grow: float = 0.35
+    shrink: float = 0.15
+    grow: float = 0.5
     seed: int = 0
 
 

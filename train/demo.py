@@ -1,0 +1,63 @@
+"""``medclipsam demo``: the whole method on synthetic scans, ending with a report to open."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medclipsam.engine.cli import Progress, engine_options, open_engine, report_errors
+from medclipsam.engine.errors import ConfigError
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--out",
+    default="demo",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for archive, truth and run.",
+)
+@click.option(
+    "--per-modality", default=8, show_default=True, type=click.IntRange(1, 100), help="Scans each."
+)
+@engine_options
+@report_errors
+def demo(out: Path, per_modality: int, **options: Any) -> None:
+    """Write synthetic scans, label them from text, compare with the true masks.
+
+    \b
+    medclipsam demo
+    """
+    from rich.console import Console
+
+    from medclipsam.engine import evaluation
+    from medclipsam.engine.ledger import Ledger
+    from medclipsam.engine.prompts import read_prompt_table
+    from medclipsam.engine.report import write_report
+    from medclipsam.engine.runfolder import LEDGER
+    from medclipsam.engine.runner import report_facts, run
+    from medclipsam.train.phantom_archive import write_phantom_archive
+
+    engine = open_engine(options)
+    click.echo(f"writing synthetic scans to {out / 'archive'}")
+    written = write_phantom_archive(out, per_modality)
+    table = read_prompt_table(written.prompts)
+    folder = out / "run"
+    with Progress(written.archive, folder) as progress:
+        summary = run(engine, written.archive, table, folder, progress.update)
+    result = evaluation.evaluate(folder, written.truth)
+    Console().print(evaluation.to_table(result))
+    facts = report_facts(engine, written.archive, table, summary)
+    with Ledger(folder / LEDGER) as ledger:
+        write_report(folder, ledger.outcomes(), facts, evaluation.to_json(result))
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))
+    click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s)")
+    click.echo("one file was written corrupt on purpose: it stands in quarantine")
+    click.echo(f"open {summary.report.resolve()}")
+    if summary.counts["quarantined"] != 1:
+        raise ConfigError("expected exactly the one corrupt file in quarantine; see the report")
+    sys.exit(0)

@@ -114,13 +114,11 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
     """One value as its field wants it; texts from the command line are parsed."""
-    if hint == tuple[str, ...] or hint == tuple[float, ...]:
-        inner = float if hint == tuple[float, ...] else str
+    if hint == tuple[str, ...]:
         parts = value.split("|") if isinstance(value, str) else value
-        try:
-            return tuple(inner(part) for part in parts)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{name} is a list of {inner.__name__}, got {value!r}") from None
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
+            raise ConfigError(f"{name} is a list of texts, got {value!r}")
+        return tuple(parts)
     wanted = float if hint == (float | None) else hint
     if hint == (float | None) and value in (None, "none"):
         return None

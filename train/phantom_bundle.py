@@ -18,22 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from medclipsam.engine.bundle import CLIP_FOLDER, SAM_FOLDER, WEIGHTS, write_description
-from medclipsam.engine.fit import normalise_rgb
+from medclipsam.engine.fit import fit_image, make_fit, normalise_rgb
 from medclipsam.engine.models import (
     CLIP_CONFIG,
     OPENAI_MEAN,
     OPENAI_STD,
     PHANTOM_VIT,
     TEXT_CONFIG,
+    Clip,
     SamConfig,
     build_clip,
     build_sam,
+    load_weights,
 )
 from medclipsam.train.clip import ClipTraining, train_clip
 from medclipsam.train.phantom_data import draw_phantoms, union_mask
-from medclipsam.train.phantoms import NULL_PROMPTS
+from medclipsam.train.phantoms import NULL_PROMPTS, PROMPTS, TARGETS, make_phantom
 from medclipsam.train.sam import SamTraining, train_sam
 
 HELD_OUT = 1_000_000
@@ -54,8 +57,10 @@ SAM_CONFIG = SamConfig(
 
 DEFAULTS = {
     "saliency": {"method": "contrastcam"},
+    "boxes": {"pad": 0.2},
     "null_prompts": list(NULL_PROMPTS),
 }
+CALIBRATION = range(500_000, 500_300)
 
 
 def write_clip_description(folder: Path, captions: list[str]) -> None:
@@ -166,12 +171,46 @@ def build_phantom_bundle(
 
 def describe_phantom_bundle(folder: Path, training: dict[str, Any]) -> None:
     """Write ``bundle.json`` over what training left in ``folder``."""
+    presence = calibrate_presence(folder / CLIP_FOLDER)
     write_description(
         folder,
         "phantom",
         {"identity": "trained on synthetic scans by medclipsam.train", "licence": "Apache-2.0"},
         "trained on synthetic scans by medclipsam.train",
         SAM_CONFIG,
-        DEFAULTS,
+        {**DEFAULTS, "presence": presence},
         {"training": training, "use": "synthetic scans only; knows nothing of patients"},
     )
+
+
+def calibrate_presence(folder: Path) -> float:
+    """The contrast that best tells phantoms with a target from those without.
+
+    Over every phantom of ``CALIBRATION`` and both targets of its modality, the threshold
+    of the largest balanced accuracy; none of these seeds is trained or measured on.
+    """
+    clip = build_clip(folder)
+    load_weights(clip.model, folder / WEIGHTS)
+    present, absent = [], []
+    with torch.inference_mode():
+        texts = _encode(clip, [*PROMPTS.values()])
+        nulls = _encode(clip, list(NULL_PROMPTS))
+        for seed in CALIBRATION:
+            phantom = make_phantom(seed)
+            grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
+            fit = make_fit(*grey.shape, clip.image_size, "squash")
+            square = torch.from_numpy(fit_image(np.repeat(grey[..., None], 3, 2), fit))
+            pixels = normalise_rgb(square.permute(2, 0, 1)[None].float() / 255, clip.mean, clip.std)
+            image = F.normalize(clip.model.encode_image(pixels), dim=-1)[0]  # type: ignore[operator]
+            contrasts = texts @ image - (nulls @ image).max()
+            for target, contrast in zip(PROMPTS, contrasts.tolist(), strict=True):
+                if target in TARGETS[phantom.modality]:
+                    (present if target in phantom.masks else absent).append(contrast)
+    yes, no = np.array(present), np.array(absent)
+    candidates = np.sort(np.concatenate([yes, no]))
+    balanced = [(yes >= c).mean() + (no < c).mean() for c in candidates]
+    return round(float(candidates[int(np.argmax(balanced))]), 4)
+
+
+def _encode(clip: Clip, texts: list[str]) -> torch.Tensor:
+    return F.normalize(clip.model.encode_text(clip.tokenizer(texts)), dim=-1)  # type: ignore[operator]

@@ -33,7 +33,8 @@ class SaliencyConfig:
             ``norm2`` as published, where all gradients of patch tokens are exactly 0.
         block: transformer block, counted from 0 or back from −1.
         rows: masked images per forward batch.
-        blur: deviations of contrastcam's neutral fill, as shares of the input's side.
+        blur: deviation of contrastcam's neutral fill, as a share of the input's side.
+        spot: deviation of contrastcam's spots in cells.
         ridge: contrastcam's regularisation, relative to the mean row energy.
     """
 
@@ -42,8 +43,9 @@ class SaliencyConfig:
     target: Literal["norm1", "norm2"] = "norm1"
     block: int = -1
     rows: int = 64
-    blur: tuple[float, ...] = (0.08, 0.15)
-    ridge: float = 0.3
+    blur: float = 0.125
+    spot: float = 1.0
+    ridge: float = 1.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -55,10 +57,9 @@ class SaliencyConfig:
         for name in ("k", "rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"saliency.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.blur or min(self.blur) <= 0:
-            raise ConfigError(f"saliency.blur holds positive shares of the side, got {self.blur}")
-        if not self.ridge > 0:
-            raise ConfigError(f"saliency.ridge must be positive, got {self.ridge}")
+        for name in ("blur", "spot", "ridge"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"saliency.{name} must be positive, got {getattr(self, name)}")
 
 
 def compute_saliency(
@@ -81,4 +82,4 @@ def compute_saliency(
         return gscorecam(model, images, prompts, config.k)
     if config.method == "gradcam":
         return gradcam(model, images, prompts)
-    return contrastcam(model, images, prompts, nulls, config.blur, config.ridge)
+    return contrastcam(model, images, prompts, nulls, config.blur, config.spot, config.ridge)

@@ -1,25 +1,27 @@
 """contrastcam: which parts of the image carry the *contrast* between prompt and null.
 
 gScoreCAM keeps what a channel shows and asks whether the prompt is still there; the
-winner is often a mask that keeps everything. Here the same channel masks serve as
-probes in both directions: each channel's mask U keeps its region over a blurred copy of
-the image (neutral: no invented grey), and its complement 1 − U deletes it. The scores
-are contrasts to null prompts, so what all texts share cancels. The map is the linear
+winner is often a mask that keeps everything. Here soft spots, one on each cell, probe the
+image in both directions: one row shows the image inside the spot over a blurred copy of
+itself (neutral: no invented grey), one deletes the spot in the same way. Scores are
+contrasts to a null prompt and to the other prompts, so what all texts share cancels. The
+map is the linear
 attribution β that explains the scores from the masks by ridge regression,
 
     β = argmin Σ_r (s_r − s̄ − Σ_x β(x) (M_r(x) − M̄(x)))² + λ ‖β‖²,
 
-solved in its dual (rows are fewer than unknowns, or as many): correlated masks share
-their credit instead of adding it up, as sums of weighted masks (ScoreCAM, RISE) do.
+so that overlapping spots share their credit instead of adding it up, as sums of weighted
+masks (ScoreCAM, RISE) do.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medclipsam.engine.encoder import ClipEncoder
-from medclipsam.engine.saliency.masks import channel_masks, gaussian_blur, scale_map
+from medclipsam.engine.saliency.masks import gaussian_blur, scale_map
 
 
 def contrastcam(
@@ -27,19 +29,23 @@ def contrastcam(
     images: Tensor,
     prompts: Tensor,
     nulls: Tensor,
-    blur: tuple[float, ...] = (0.08, 0.15),
-    ridge: float = 0.3,
+    blur: float = 0.125,
+    spot: float = 1.0,
+    ridge: float = 1.0,
 ) -> Tensor:
-    """Saliency of P prompts in B images by contrastive masking.
+    """Saliency of P prompts in B images by contrastive probing.
 
-    Two rows per channel and blur: keep and delete. All prompts share them.
+    Two rows per cell, whatever the number of prompts: all share them. With several
+    prompts each is also a contrast to the others, so give together what may be confused.
 
     Args:
         model: the CLIP to ask.
         images: float32 (B, 3, S, S) RGB in [0, 1].
         prompts: float32 (P, D) unit text embeddings.
-        nulls: float32 (N, D) unit embeddings of null prompts, N ≥ 1.
-        blur: deviations of the fill as shares of S; maps are averaged over them.
+        nulls: float32 (N, D) unit embeddings of null prompts, N ≥ 1; each image is
+            contrasted with the one nearest to it.
+        blur: deviation of the fill as a share of S.
+        spot: deviation of a spot in cells.
         ridge: λ relative to the mean diagonal of the dual system.
 
     Returns:
@@ -47,38 +53,50 @@ def contrastcam(
     """
     pixels = model.normalise(images)
     embeddings, maps, _ = model.features(pixels, prompts[:0])
+    spots = spot_masks(maps.shape[-1], spot).to(pixels)
+    masks = torch.cat([spots, 1 - spots])
+    solver = _ridge_solver(masks.flatten(1), ridge)
     out = []
-    for image, embedding, activation in zip(pixels, embeddings, maps, strict=True):
-        contrast = prompts - nulls[(nulls @ embedding).argmax()]
-        masks = scale_map(activation).flatten(1)
-        design = torch.cat([masks, 1 - masks])
-        total = torch.zeros(len(prompts), design.shape[1], device=design.device)
-        for share in blur:
-            rows = _probe(model, image, activation, share * model.image_size)
-            total += _attribute(design, rows @ contrast.T, ridge).T
-        cam = total.view(len(prompts), *activation.shape[1:])
-        out.append(scale_map(cam.relu()))
+    for image, embedding in zip(pixels, embeddings, strict=True):
+        contrast = _contrasts(prompts, nulls[(nulls @ embedding).argmax()])
+        rows = _probe(model, image, masks, blur * model.image_size)
+        cam = (solver @ (rows @ contrast.T).double()).T.float()
+        out.append(scale_map(cam.view(len(prompts), *maps.shape[-2:]).relu()))
     return torch.stack(out)
 
 
-def _probe(model: ClipEncoder, image: Tensor, activation: Tensor, sigma: float) -> Tensor:
-    """Embeddings (2C, D) of the image with each channel's region kept, then deleted."""
+def _contrasts(prompts: Tensor, null: Tensor) -> Tensor:
+    """(P, D): each prompt minus the null and, in equal parts, the mean of the others."""
+    if len(prompts) == 1:
+        return prompts - null
+    others = (prompts.sum(0) - prompts) / (len(prompts) - 1)
+    return prompts - 0.5 * (null + others)
+
+
+def spot_masks(cells: int, deviation: float) -> Tensor:
+    """(cells², cells, cells) Gaussians of height 1, one centred on each cell."""
+    y, x = torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], 1).float()
+    squared = torch.cdist(places, places).square()
+    return torch.exp(-0.5 * squared / deviation**2).view(-1, cells, cells)
+
+
+def _probe(model: ClipEncoder, image: Tensor, masks: Tensor, sigma: float) -> Tensor:
+    """Embeddings (R, D) of the image, sharp where a mask is 1 and blurred where it is 0."""
     fill = gaussian_blur(image[None], sigma)[0]
-    channels = len(activation)
+    side = (model.image_size, model.image_size)
 
     def make(start: int, stop: int) -> Tensor:
-        wanted = torch.arange(start, stop, device=activation.device)
-        masks = channel_masks(activation[wanted % channels], model.image_size)
-        keep = torch.where((wanted < channels)[:, None, None, None], masks, 1 - masks)
-        return keep * image[None] + (1 - keep) * fill[None]
+        keep = F.interpolate(masks[start:stop, None], side, mode="bilinear", align_corners=False)
+        return torch.lerp(fill[None], image[None], keep)
 
-    return model.embed(2 * channels, make)
+    return model.embed(len(masks), make)
 
 
-def _attribute(design: Tensor, scores: Tensor, ridge: float) -> Tensor:
-    """Ridge regression of (R, P) scores on (R, cells) masks → (cells, P)."""
+def _ridge_solver(design: Tensor, ridge: float) -> Tensor:
+    """(cells, R) float64: scores of R masks → attribution of every cell."""
     centred = (design - design.mean(0)).double()
     gram = centred @ centred.T
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    dual = torch.linalg.solve(gram, (scores - scores.mean(0)).double())
-    return (centred.T @ dual).float()
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    centring = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - 1 / len(gram)
+    return centred.T @ torch.linalg.solve(gram, centring)

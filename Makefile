@@ -15,7 +15,10 @@ test: .venv/developed
 lint: .venv/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	mkdir -p .venv/typing/medclipsam
+	for f in engine export train benchmarks; do \
+	  ln -sfn ../../../$$f .venv/typing/medclipsam/$$f; done  # mypy cannot see editable mappings
+	MYPYPATH=.venv/typing $(BIN)/mypy
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

@@ -66,9 +66,17 @@ class Bundle:
 
     @cached_property
     def sam_config(self) -> SamConfig:
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.facts["sam"].items()}
+        sizes: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.facts["sam"].items()
+        }
         sizes.pop("identity", None)
-        return SamConfig(**sizes)
+        try:
+            return SamConfig(**sizes)
+        except TypeError as exc:
+            raise BundleError(
+                f"{self.folder / DESCRIPTION} describes a SAM with unknown sizes ({exc}); "
+                "make the bundle again with 'medclipsam models import'"
+            ) from exc
 
     @cached_property
     def clip(self) -> Clip:
@@ -149,6 +157,11 @@ def open_bundle(name: str) -> Bundle:
         )
     for relative, expected in files.items():
         _verify(folder, relative, expected)
+    for present in (p for part in (CLIP_FOLDER, SAM_FOLDER) for p in (folder / part).rglob("*")):
+        if present.is_file() and present.relative_to(folder).as_posix() not in files:
+            raise BundleError(
+                f"{present} is not named in {path} and might be loaded unverified; remove it"
+            )
     return Bundle(folder, facts)
 
 

@@ -61,7 +61,7 @@ class ClipEncoder:
             image_size=clip.image_size,
             mean=clip.mean,
             std=clip.std,
-            logit_scale=float(clip.model.logit_scale.detach().exp()),  # type: ignore[operator,union-attr]
+            logit_scale=float(clip.model.logit_scale.detach().exp()),  # type: ignore[operator]
             device=device,
             rows=rows,
         )

@@ -60,10 +60,11 @@ def encode_mask(mask: np.ndarray, grid: Grid) -> tuple[str, bytes]:
 def _encode_nifti(mask: np.ndarray, grid: Grid) -> bytes:
     voxels = frames_to_voxels(mask, grid).astype(np.uint8)
     kind = Nifti1Image if max(voxels.shape) < 1 << 15 else Nifti2Image
-    image = kind(voxels, grid.affine)
-    image.set_sform(grid.affine, code=WORLD)
-    image.set_qform(grid.affine, code=WORLD)
-    if not np.allclose(image.get_qform(), grid.affine, rtol=1e-3, atol=1e-3):
+    affine = np.asarray(grid.affine)
+    image = kind(voxels, affine)
+    image.set_sform(affine, code=WORLD)
+    image.set_qform(affine, code=WORLD)
+    if not np.allclose(image.get_qform(), affine, rtol=1e-3, atol=1e-3):
         image.header["qform_code"] = 0  # a quaternion cannot hold sheared axes
     image.header.set_xyzt_units("mm")
     stream = io.BytesIO()

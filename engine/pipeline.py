@@ -107,7 +107,7 @@ class Pipeline:
         chosen = [f for f in found if len(f.boxes)]
         masks = self.segmenter.segment(
             [embeddings[f.frame] for f in chosen],
-            [frames[f.frame].shape[:2] for f in chosen],  # type: ignore[misc]
+            [frames[f.frame].shape[:2] for f in chosen],
             [f.boxes for f in chosen],
         )
         drawn = dict(zip(map(id, chosen), masks, strict=True))
@@ -133,7 +133,7 @@ class Pipeline:
         Frame by frame, so that neighbours never change a result; the rows of one frame
         fill the batches.
         """
-        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
         image = square.permute(2, 0, 1)[None].float() / 255
         texts = self.encode_prompts(prompts)
@@ -149,7 +149,7 @@ class Pipeline:
     def _find_boxes(self, work: tuple[np.ndarray, int, str, float, np.ndarray]) -> Found:
         """refine_mask and extract_boxes of one (frame, prompt); runs on a CPU thread."""
         rgb, frame, label, contrast, cells = work
-        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         saliency = np.clip(unfit_map(cells, fit), 0, 1)
         empty = np.zeros(saliency.shape, bool)
         none = np.empty((0, 4), np.int32)

@@ -30,8 +30,10 @@ FINGERPRINT, LEDGER, LOG, MANIFEST, SUCCESS = (
     "manifest.parquet",
     "_SUCCESS",
 )
-_VERSIONED = ("medclipsam", "torch", "open_clip_torch", "segment-anything", "numba", "numpy")
-_VERSIONED += ("opencv-python-headless", "pillow", "pydicom", "nibabel")
+_VERSIONED = (
+    *("medclipsam", "torch", "open_clip_torch", "segment-anything", "numba", "numpy"),
+    *("opencv-python-headless", "pillow", "pydicom", "nibabel"),
+)
 _FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
 
 

@@ -73,7 +73,7 @@ def test_inspect_writes_one_picture(call, scan, tmp_path):
     ("words", "code", "sentence"),
     [
         (["-p", ""], 2, "empty text"),
-        (["-p", "qqq www"], 2, "vocabulary"),
+        (["-p", "жук"], 2, "vocabulary"),
         (["-p", "x=a mass", "-p", "x=a cyst"], 2, "share the label"),
         ([], 2, "say what to look for"),
         (["-p", "a mass", "--set", "crf.tau=-1"], 2, "must be positive"),

@@ -52,9 +52,10 @@ def test_layers_are_left_as_they_were():
         ({"saliency": {"method": "magic"}}, r"saliency\.method.*magic"),
         ({"saliency": {"method": 3}}, r"saliency\.method is a text"),
         ({"saliency": {"k": 0}}, r"saliency\.k"),
-        ({"saliency": {"blur": "x|y"}}, r"saliency\.blur is a list of float"),
-        ({"saliency": {"blur": 0.1}}, r"saliency\.blur is a list of float"),
-        ({"saliency": {"blur": []}}, r"saliency\.blur"),
+        ({"saliency": {"blur": "0.1|0.2"}}, r"saliency\.blur is a number \(float\)"),
+        ({"saliency": {"blur": 0}}, r"saliency\.blur must be positive"),
+        ({"saliency": {"spot": -1}}, r"saliency\.spot must be positive"),
+        ({"saliency": {"ridge": "nan"}}, r"saliency\.ridge must be positive"),
         ({"saliency": {"target": "norm3"}}, "norm1 or norm2"),
         ({"segment": {"batch": 0}}, r"segment\.batch must be at least 1"),
         ({"segment": {"boxes": -1}}, r"segment\.boxes must be at least 1"),
@@ -62,7 +63,9 @@ def test_layers_are_left_as_they_were():
         ({"fit": "crop"}, "squash or pad"),
         ({"presence": 0.1}, "null_prompts"),
         ({"presence": "high", "null_prompts": ["a"]}, "presence is a number"),
-        ({"null_prompts": 5}, "null_prompts is a list of str"),
+        ({"null_prompts": 5}, "null_prompts is a list of texts"),
+        ({"null_prompts": ["a", 5]}, "null_prompts is a list of texts"),
+        ({"null_prompts": {"a": "b"}}, "null_prompts is a list of texts"),
         ({"saliency": {"method": "contrastcam"}}, "null_prompts"),
     ],
 )
@@ -81,7 +84,7 @@ def test_texts_from_the_command_line_become_what_the_field_wants():
         (
             "crf.tau=1.2",
             "crf.iterations = 3",
-            "saliency.blur=0.1|0.2",
+            "saliency.blur=0.1",
             "null_prompts=a scan|another = one",
             "presence=none",
             "saliency.method=contrastcam",
@@ -91,7 +94,7 @@ def test_texts_from_the_command_line_become_what_the_field_wants():
     )
     config = make_config(settings)
     assert config.crf == CrfConfig(tau=1.3, iterations=3)
-    assert config.saliency.blur == (0.1, 0.2)
+    assert config.saliency.blur == 0.1
     assert config.null_prompts == ("a scan", "another = one")
     assert config.presence is None and config.segment.batch == 2
     assert type(config.segment.batch) is int and type(config.crf.iterations) is int

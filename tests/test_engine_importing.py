@@ -48,9 +48,10 @@ def test_pickles_with_their_hash_become_a_verified_safetensors_bundle(
     ):
         for name, tensor in theirs.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=0)
-    assert opened.clip.tokenizer(["a mass"]).tolist() == tiny_bundle.clip.tokenizer(
-        ["a mass"]
-    ).tolist()
+    assert (
+        opened.clip.tokenizer(["a mass"]).tolist()
+        == tiny_bundle.clip.tokenizer(["a mass"]).tolist()
+    )
 
 
 def test_a_pickle_of_unknown_hash_is_refused_and_nothing_is_left(sources, tmp_path):

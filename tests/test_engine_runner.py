@@ -272,7 +272,7 @@ def test_prompts_per_item(engine, archive, tmp_path):
     table = tmp_path / "prompts.csv"
     table.write_text(
         "item,label,prompt\nscan (0).png,mass,a mass\nscan (0).png,cyst,a cyst\n"
-        "a b/scan (1).png,mass,xqzt\nnowhere.png,mass,a mass\n"
+        "a b/scan (1).png,mass,жук\nnowhere.png,mass,a mass\n"
     )
     summary = engine.run(archive, read_prompt_table(table), tmp_path / "run")
     found = {(o.item, o.label): o for o in rows(summary.folder)}
@@ -297,7 +297,7 @@ def orient(voxels, affine, code):
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SAL", "ILP"])
 def test_nifti_masks_lie_on_the_right_voxels_in_every_orientation(engine, code, tmp_path):
     """One volume stored in five voxel orders: the masks must be the same in the world."""
-    slices = [make_phantom(n, "mri", ("tumor",), (64, 80)).pixels for n in (1, 2)]
+    slices = [make_phantom(n, "mri", ("tumor",), (64, 80)).pixels for n in (2, 5)]
     voxels = (np.stack(slices, -1) * 1000).transpose(1, 0, 2).astype(np.int16)
     lps = np.diag([-1.0, -1.2, 5.0, 1.0])
     plain, turned = tmp_path / "plain", tmp_path / code

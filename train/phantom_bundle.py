@@ -66,14 +66,14 @@ CALIBRATION = range(500_000, 500_300)
 def write_clip_description(folder: Path, captions: list[str]) -> None:
     """Configuration and a WordPiece tokenizer learnt from ``captions``."""
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertTokenizerFast
+    from transformers import BertConfig, BertTokenizer
 
     words = folder / "vocabulary"
     words.mkdir(parents=True, exist_ok=True)
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(captions, vocab_size=600, min_frequency=2, show_progress=False)
     tokenizer.save_model(str(words))
-    fast = BertTokenizerFast(vocab=str(words / "vocab.txt"), do_lower_case=True)
+    fast = BertTokenizer(vocab=str(words / "vocab.txt"), do_lower_case=True)
     fast.save_pretrained(str(folder))
     (words / "vocab.txt").replace(folder / "vocab.txt")
     words.rmdir()
@@ -191,14 +191,15 @@ def calibrate_presence(folder: Path) -> float:
     """
     clip = build_clip(folder)
     load_weights(clip.model, folder / WEIGHTS)
-    present, absent = [], []
+    present: list[float] = []
+    absent: list[float] = []
     with torch.inference_mode():
         texts = _encode(clip, [*PROMPTS.values()])
         nulls = _encode(clip, list(NULL_PROMPTS))
         for seed in CALIBRATION:
             phantom = make_phantom(seed)
             grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-            fit = make_fit(*grey.shape, clip.image_size, "squash")
+            fit = make_fit(grey.shape[0], grey.shape[1], clip.image_size, "squash")
             square = torch.from_numpy(fit_image(np.repeat(grey[..., None], 3, 2), fit))
             pixels = normalise_rgb(square.permute(2, 0, 1)[None].float() / 255, clip.mean, clip.std)
             image = F.normalize(clip.model.encode_image(pixels), dim=-1)[0]  # type: ignore[operator]

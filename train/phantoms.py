@@ -190,7 +190,8 @@ def _ultrasound(
     unit = min(size) / 100
     wavy = y + 0.06 * _clouds(rng, size, 0.35)
     fat, muscle = rng.uniform(-0.75, -0.5), rng.uniform(0.55, 0.85)
-    echo = np.where(wavy < fat, 0.34, np.where(wavy < muscle, 0.5, 0.4)).astype(np.float32)
+    echo: np.ndarray = np.where(wavy < fat, 0.34, np.where(wavy < muscle, 0.5, 0.4))
+    echo = echo.astype(np.float32)
     echo += 0.07 * _clouds(rng, size, 0.12) + 0.05 * _clouds(rng, (size[0], size[1]), 0.05)
     streaks = np.sin(wavy * rng.uniform(14, 26) + 2.5 * _clouds(rng, size, 0.3))
     echo += 0.07 * np.clip(streaks, 0.4, 1)
@@ -211,8 +212,8 @@ def _ultrasound(
             echo *= 1 + rng.uniform(0.4, 0.7) * _below(mask, 1.5 * unit)
             rim = np.clip(_soft(mask, 1.6 * unit) * (1 - soft) * 4, 0, 1)
             echo += 0.3 * rim
-            inner = np.float32(0.015)
-        echo = echo * (1 - soft) + inner * soft
+            inner = np.full(size, 0.015, np.float32)
+        echo = np.asarray(echo * (1 - soft) + inner * soft, np.float32)
     echo *= 1 - rng.uniform(0.1, 0.35) * (y + 1) / 2
     echo *= 1 + 0.1 * _clouds(rng, size, 0.5)
     speckle = rng.rayleigh(0.8, size).astype(np.float32)
@@ -230,7 +231,7 @@ def _mri(
     brain = head < 0.74
     gyri = np.sin(9 * _clouds(rng, size, 0.16)) * np.clip(1.4 * head, 0, 1)
     tissue = 0.42 + 0.05 * gyri + 0.03 * _clouds(rng, size, 0.08)
-    scan = np.where(brain, tissue, 0).astype(np.float32)
+    scan: np.ndarray = np.where(brain, tissue, 0).astype(np.float32)
     scan = np.where((head >= 0.74) & (head < 0.83), 0.05, scan)
     scan = np.where((head >= 0.83) & (head < 1), rng.uniform(0.55, 0.75), scan).astype(np.float32)
 
@@ -344,7 +345,7 @@ _SHOWING = ("{} showing {}", "{} with {}", "{} showing {}", "{}: {}", "{} that s
 
 def _caption(rng: np.random.Generator, modality: str, masks: dict[str, np.ndarray]) -> str:
     def pick(words: Sequence[str]) -> str:
-        return words[rng.integers(len(words))]
+        return words[int(rng.integers(len(words)))]
 
     where = pick(_MODALITY_WORDS[modality])
     if not masks:

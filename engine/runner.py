@@ -159,7 +159,6 @@ def report_facts(
         "saliency": engine.config.saliency.method,
         "device": str(engine.pipeline.encoder.device),
         "items": summary.items,
-        "outcomes": dict(summary.counts),
         "other files ignored": dict(summary.ignored),
         "seconds": round(summary.seconds, 1),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),

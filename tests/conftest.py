@@ -97,7 +97,7 @@ def tiny_bundle_folder(tmp_path_factory, captions):
     spread_sam(sam)
     (folder / SAM_FOLDER).mkdir()
     save_file(sam.state_dict(), folder / SAM_FOLDER / WEIGHTS)
-    describe_phantom_bundle(folder, {})
+    describe_phantom_bundle(folder, {}, None)
     return folder
 
 

@@ -166,12 +166,12 @@ def build_phantom_bundle(
     clip, sam = clip or ClipTraining(), sam or SamTraining()
     train_phantom_clip(folder / CLIP_FOLDER, clip, log)
     train_phantom_sam(folder / SAM_FOLDER, sam, log)
-    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)})
-
-
-def describe_phantom_bundle(folder: Path, training: dict[str, Any]) -> None:
-    """Write ``bundle.json`` over what training left in ``folder``."""
     presence = calibrate_presence(folder / CLIP_FOLDER)
+    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)}, presence)
+
+
+def describe_phantom_bundle(folder: Path, training: dict[str, Any], presence: float | None) -> None:
+    """Write ``bundle.json`` over what training left in ``folder``."""
     write_description(
         folder,
         "phantom",

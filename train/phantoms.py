@@ -213,11 +213,11 @@ def _ultrasound(
             rim = np.clip(_soft(mask, 1.6 * unit) * (1 - soft) * 4, 0, 1)
             echo += 0.3 * rim
             inner = np.full(size, 0.015, np.float32)
-        echo = np.asarray(echo * (1 - soft) + inner * soft, np.float32)
+        echo = echo * (1 - soft) + inner * soft
     echo *= 1 - rng.uniform(0.1, 0.35) * (y + 1) / 2
     echo *= 1 + 0.1 * _clouds(rng, size, 0.5)
-    speckle = rng.rayleigh(0.8, size).astype(np.float32)
-    speckle = cv2.GaussianBlur(speckle, (0, 0), rng.uniform(0.5, 0.9) * unit / 1.6)
+    grains = rng.rayleigh(0.8, size).astype(np.float32)
+    speckle = cv2.GaussianBlur(grains, (0, 0), rng.uniform(0.5, 0.9) * unit / 1.6)
     return rng.uniform(0.85, 1.2) * np.clip(echo, 0, None) * speckle, masks
 
 

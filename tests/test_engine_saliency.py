@@ -8,7 +8,7 @@ import torch
 from conftest import BIOMEDCLIP_SCALE, CPU, pictures, spread_clip
 from torch.nn import functional as F
 
-from medclipsam.engine.bundle import Bundle
+from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.models import build_clip
@@ -105,6 +105,16 @@ def test_gscorecam_equals_autograd(tiny_bundle, tiny_encoder, images, prompts, k
             expected = reference_gscorecam(clip, rgb[None], encoded(clip, text), k)
             assert expected.std() > 0.05  # something to compare
             assert (maps[n, p] - expected).abs().max() <= AUTOGRAD
+
+
+def test_gscorecam_equals_autograd_on_the_shipped_bundle(images):
+    bundle = open_bundle("phantom")
+    encoder = ClipEncoder.open(bundle, CPU)
+    for text in TEXTS:
+        own = encoded(bundle.clip, text)
+        expected = reference_gscorecam(bundle.clip, images[:1], own, 40)
+        found = gscorecam(encoder, images[:1], own[None], 40)[0, 0]
+        assert (found - expected).abs().max() <= AUTOGRAD
 
 
 def test_gradcam_equals_autograd(tiny_bundle, tiny_encoder, images, prompts):

@@ -1,0 +1,53 @@
+"""What a built wheel holds: code under one name, the phantom bundle, the report's page."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("engine", "export", "train", "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, so that no build folder is left in the project."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", out, copy], check=True)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_everything_lies_under_one_name(wheel):
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"medclipsam"}
+
+
+def test_every_module_and_data_file_is_inside(wheel):
+    inside = set(wheel.namelist())
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
+    for folder in ("bundles", "page"):
+        for path in (ROOT / "engine" / folder).rglob("*"):
+            if path.is_file():
+                assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
+
+
+def test_one_console_script(wheel):
+    entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert wheel.read(entry).decode().split() == [
+        "[console_scripts]",
+        "medclipsam",
+        "=",
+        "medclipsam.engine.cli:main",
+    ]

@@ -18,5 +18,8 @@ packages = [
 setup(
     packages=packages,
     package_dir={f"medclipsam.{folder}": folder for folder in FOLDERS},
-    package_data={"medclipsam.engine": ["bundles/**/*", "page/*"]},
+    package_data={
+        "medclipsam.engine": ["bundles/**/*", "page/*"],
+        "medclipsam.train": ["phantom_vocabulary.txt"],
+    },
 )

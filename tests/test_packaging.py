@@ -1,5 +1,6 @@
 """What a built wheel holds: code under one name, the phantom bundle, the report's page."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,13 +16,10 @@ FOLDERS = ("engine", "export", "train", "benchmarks")
 def wheel(tmp_path_factory):
     """Built from a copy, so that no build folder is left in the project."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
     subprocess.run([*command, "-w", out, copy], check=True)
     return zipfile.ZipFile(next(out.glob("*.whl")))
@@ -41,6 +39,7 @@ def test_every_module_and_data_file_is_inside(wheel):
         for path in (ROOT / "engine" / folder).rglob("*"):
             if path.is_file():
                 assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
+    assert "medclipsam/train/phantom_vocabulary.txt" in inside
 
 
 def test_one_console_script(wheel):

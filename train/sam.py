@@ -116,4 +116,4 @@ def mask_loss(logits: Tensor, predicted_iou: Tensor, truth: Tensor) -> tuple[Ten
         both = (hard * truth).sum((1, 2))
         iou = both / (hard.sum((1, 2)) + truth.sum((1, 2)) - both).clamp_min(1)
     loss = (1 - dice).mean() + F.binary_cross_entropy_with_logits(logits, truth)
-    return loss + F.mse_loss(predicted_iou, iou), float(dice.mean())
+    return loss + F.mse_loss(predicted_iou, iou), float(dice.detach().mean())

@@ -192,11 +192,11 @@ def _dicom(syntax: str) -> Callable[[], str]:
     """Write a 16-bit DICOM object in the transfer syntax ``syntax`` and read it back."""
 
     def probe() -> str:
+        from medclipsam.engine.archive import codecs  # noqa: F401, I001 - before pydicom
+
         from pydicom import dcmread, uid
         from pydicom.encaps import encapsulate
         from pydicom.pixels import get_decoder
-
-        from medclipsam.engine.archive import codecs  # noqa: F401, before pydicom
 
         name = getattr(uid, syntax)
         data = _dicom_object()
@@ -256,11 +256,10 @@ def _nifti() -> str:
 
 
 def _gdcm() -> str:
-    from medclipsam.engine.archive.codecs import HAVE_GDCM
+    from medclipsam.engine.archive.lossless import DECODER
 
-    if not HAVE_GDCM:
-        raise ImportError("python-gdcm does not import")
-    return f"python-gdcm {version('python-gdcm')}, importable"
+    DECODER.start()
+    return f"python-gdcm {version('python-gdcm')}, in a process of its own"
 
 
 SMOOTH = (PICTURE >> 8).astype(np.uint8)

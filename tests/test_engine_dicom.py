@@ -291,8 +291,22 @@ def test_a_j2k_stream_of_another_sign_than_the_header():
 
 def test_a_folder_called_dl_does_not_break_gdcm(tmp_path):
     (tmp_path / "dl").mkdir()
-    program = "from medclipsam.engine.archive import HAVE_GDCM; import sys; sys.exit(not HAVE_GDCM)"
+    program = "from medclipsam.engine.archive.lossless import DECODER; DECODER.start()"
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_gdcm_never_enters_this_process():
+    """Loaded before OpenCV it corrupts the heap (``free(): invalid pointer``)."""
+    program = """
+import sys
+from medclipsam.engine.archive import read_image
+import medclipsam.engine.runner, medclipsam.train.demo, medclipsam.engine.doctor
+assert "gdcm" not in sys.modules
+import cv2, numpy
+for side in range(40):
+    cv2.imencode(".png", numpy.full((200 + side, 250 - side), side, numpy.uint8))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_jpeg_baseline_in_colour():

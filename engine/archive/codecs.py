@@ -1,8 +1,9 @@
 """Loads the decoders of DICOM quietly; imported before anything else that needs pydicom.
 
-python-gdcm, which decodes JPEG Lossless, begins with ``import dl``, a module of
-Python 2: any folder or package of that name on the path would break it, and pydicom
-with it. So it is loaded here, while that name leads nowhere.
+pydicom imports GDCM when it is installed, and GDCM must not enter this process: libraries
+loaded after it share its C++ run-time, and OpenCV then corrupts the heap as soon as it
+writes a PNG (python-gdcm 3.2.6, OpenCV 5.0: ``free(): invalid pointer``). ``lossless`` runs
+GDCM in a process of its own; here it is hidden while pydicom looks for it.
 
 pydicom's warnings and logged tracebacks quote element values, which may identify a
 patient; what makes a file unusable is raised all the same. nibabel reports harmless
@@ -11,28 +12,31 @@ header repairs for every file.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import sys
 import warnings
 
 
-def load_gdcm() -> bool:
-    """Import gdcm without its probes for other modules; False where it is not installed."""
-    blocked = [name for name in ("dl", "DLFCN") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
+def load_pydicom() -> bool:
+    """Import pydicom's decoders without GDCM; returns whether GDCM is installed.
+
+    Where somebody has loaded GDCM already, as its own process does, nothing is hidden.
+    """
+    hide = "gdcm" not in sys.modules
+    if hide:
+        sys.modules["gdcm"] = None  # type: ignore[assignment]
     try:
-        import gdcm
-    except ImportError:
-        return False
+        for name in ("pydicom.pixels", "pydicom.pixel_data_handlers.gdcm_handler"):
+            importlib.import_module(name)  # each asks for GDCM once
     finally:
-        for name in blocked:
-            del sys.modules[name]
-    for channel in ("Debug", "Warning", "Error"):
-        getattr(gdcm.Trace, f"{channel}Off")()
-    return True
+        if hide:
+            del sys.modules["gdcm"]
+    return importlib.util.find_spec("gdcm") is not None
 
 
-HAVE_GDCM = load_gdcm()
+HAVE_GDCM = load_pydicom()
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")

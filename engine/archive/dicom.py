@@ -25,6 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medclipsam.engine.archive.codecs import HAVE_GDCM
 from medclipsam.engine.archive.grayscale import functional, show_grey
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.lossless import DECODER
@@ -172,7 +173,8 @@ def _choose_decoder(ds: Dataset) -> str:
     except NotImplementedError as exc:
         raise refuse("unsupported", f"no decoder exists for {syntax.name}") from exc
     plugins = LOSSLESS_PLUGINS if syntax in (JPEGLossless, JPEGLosslessSV1) else SAFE_PLUGINS
-    found = [plugin for plugin in plugins if plugin in decoder.available_plugins]
+    usable = {*decoder.available_plugins, *(["gdcm"] if HAVE_GDCM else [])}
+    found = [plugin for plugin in plugins if plugin in usable]
     if syntax == JPEGExtended12Bit and int(ds.BitsStored) > 8:  # Pillow reads 8 bits of it
         found = [plugin for plugin in found if plugin != "pillow"]
     if not found:

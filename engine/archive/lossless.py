@@ -23,7 +23,17 @@ from medclipsam.engine.errors import BackendError
 
 PATIENCE = 300.0  # seconds for one item; 0.1 is usual, a damaged one may loop for ever
 READY = b"ready"
-PROGRAM = "from medclipsam.engine.archive.lossless import serve; serve()"
+# GDCM begins with ``import dl``, a module of Python 2: a folder of that name on the path
+# would break it, so the names it probes for lead nowhere.
+PROGRAM = """
+import sys
+sys.modules.update(dl=None, DLFCN=None)
+import gdcm
+for channel in ("Debug", "Warning", "Error"):
+    getattr(gdcm.Trace, channel + "Off")()
+from medclipsam.engine.archive.lossless import serve
+serve()
+"""
 
 
 class LosslessDecoder:
@@ -33,6 +43,15 @@ class LosslessDecoder:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
+
+    def start(self) -> None:
+        """Start the other process, if it does not run yet.
+
+        Raises:
+            BackendError: it cannot be started.
+        """
+        with self._lock:
+            self._running()
 
     def decode(self, data: bytes) -> np.ndarray:
         """Stored pixels of a DICOM file, as pydicom's ``pixel_array`` returns them.
@@ -108,10 +127,6 @@ def serve() -> None:
     """The other process: DICOM files on stdin, pixels as .npy on stdout."""
     from pydicom.pixels import pixel_array
 
-    from medclipsam.engine.archive.codecs import HAVE_GDCM
-
-    if not HAVE_GDCM:
-        return
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # codecs print remarks
     _send(output, READY)

@@ -34,7 +34,7 @@ _VERSIONED = (
     *("medclipsam", "torch", "open_clip_torch", "segment-anything", "numba", "numpy"),
     *("opencv-python-headless", "pillow", "pydicom", "nibabel"),
 )
-_FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
+FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
 
 
 class RunFolder:
@@ -145,15 +145,15 @@ def write_manifest(folder: RunFolder, outcomes: Iterable[Outcome]) -> None:
     schema = pa.schema(
         [(name, pa.string()) for name in texts]
         + [("frames", pa.int64()), ("area", pa.int64())]
-        + [(name, pa.float64()) for name in _FIGURES]
+        + [(name, pa.float64()) for name in FIGURES]
         + [("boxes", pa.list_(pa.list_(pa.list_(pa.int32())))), ("seconds", pa.float64())]
     )
     sink = pa.BufferOutputStream()
     with parquet.ParquetWriter(sink, schema) as writer:
         rows: list[dict[str, Any]] = []
         for outcome in outcomes:
-            row = {name: getattr(outcome, name) for name in schema.names if name not in _FIGURES}
-            rows.append(row | {name: outcome.figures.get(name) for name in _FIGURES})
+            row = {name: getattr(outcome, name) for name in schema.names if name not in FIGURES}
+            rows.append(row | {name: outcome.figures.get(name) for name in FIGURES})
             if len(rows) == 10_000:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []

@@ -12,7 +12,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ import numpy as np
 import torch
 
 from medclipsam.engine.archive import Listing, read_image
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, ConfigError, InputError, MedclipsamError
-from medclipsam.engine.figure import preview
 from medclipsam.engine.ledger import Ledger
-from medclipsam.engine.outputs import encode_mask, label_folders, mask_path
+from medclipsam.engine.outputs import label_folders
 from medclipsam.engine.prompts import PromptTable
-from medclipsam.engine.report import preview_path, write_report
+from medclipsam.engine.report import write_report
 from medclipsam.engine.runfolder import (
     LEDGER,
     SUCCESS,
@@ -37,10 +35,10 @@ from medclipsam.engine.runfolder import (
     versions,
     write_manifest,
 )
-from medclipsam.engine.types import Image, ItemRef, Outcome, Prompts, Segment
+from medclipsam.engine.types import ItemRef, Outcome, Prompts, Segment
+from medclipsam.engine.work import Work, write_masks
 
 Observer = Callable[[int, Counter[str]], None]
-FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
 
 
 @dataclass(frozen=True)
@@ -71,18 +69,6 @@ class RunSummary:
     def exit_code(self) -> int:
         """0 all done, 3 finished with quarantined items."""
         return 3 if self.counts["quarantined"] else 0
-
-
-@dataclass
-class Work:
-    """One item on its way through the run."""
-
-    ref: ItemRef
-    prompts: Prompts
-    image: Image | None = None
-    error: InputError | None = None
-    segments: list[dict[str, Segment]] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
 
 
 def run(
@@ -307,64 +293,6 @@ def _lighten(segments: dict[str, Segment]) -> dict[str, Segment]:
         label: Segment(**{**vars(s), "saliency": nothing, "crf_mask": nothing > 0})
         for label, s in segments.items()
     }
-
-
-def write_masks(folder: RunFolder, work: Work) -> list[Outcome]:
-    """Make an item's files durable and say what its ledger rows are."""
-    seconds = time.monotonic() - work.started
-    if work.error is not None or work.image is None:
-        error = work.error or InputError("read_image", "unreadable", "nothing was decoded")
-        return [
-            Outcome(
-                item=work.ref.id,
-                label=label,
-                status="quarantined",
-                prompt=" | ".join(texts),
-                stage=error.stage,
-                reason=error.reason,
-                message=str(error),
-                seconds=seconds,
-            )
-            for label, texts in work.prompts.texts.items()
-        ]
-    return [
-        _write_label(folder, work, work.image, label, " | ".join(texts), seconds)
-        for label, texts in work.prompts.texts.items()
-    ]
-
-
-def _write_label(
-    folder: RunFolder, work: Work, image: Image, label: str, prompt: str, seconds: float
-) -> Outcome:
-    segments = [by_label[label] for by_label in work.segments]
-    masks = np.stack([segment.mask for segment in segments])
-    suffix, data = encode_mask(masks, image.grid)
-    path = mask_path(label, work.ref, suffix)
-    folder.write(str(path), data)
-    areas = masks.sum((1, 2))
-    best = int(areas.argmax())
-    picture = preview(image.frames[best], masks[best], segments[best].boxes)
-    shown = preview_path(label_folders([label])[label], work.ref.id)
-    write_durable(folder.path / "report" / shown, picture)
-    present = [segment for segment in segments if segment.status == "done"]
-    return Outcome(
-        item=work.ref.id,
-        label=label,
-        status="done" if present else "absent",
-        prompt=prompt,
-        reason="" if present else segments[best].reason,
-        mask=str(path),
-        frames=len(segments),
-        area=int(areas.sum()),
-        figures={name: _mean(name, present or segments) for name in FIGURES},
-        boxes=[segment.boxes.tolist() for segment in segments],
-        seconds=seconds,
-    )
-
-
-def _mean(name: str, segments: Sequence[Segment]) -> float | None:
-    value = float(np.mean([getattr(segment, name) for segment in segments]))
-    return None if np.isnan(value) else round(value, 4)
 
 
 def _log_item(folder: RunFolder, outcomes: Sequence[Outcome]) -> None:

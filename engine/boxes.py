@@ -1,7 +1,8 @@
 """Connected components and the boxes around them, in one numba pass over runs.
 
 Components are 8-connected. Order is by area, largest first; equal areas by the position
-of their first pixel in reading order, so that the result never depends on chance.
+of their first pixel in reading order, so that the result never depends on chance. Where
+``top-k`` or ``largest`` cuts through equal areas, the first in reading order are kept.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.jit import kernel
 
 Select = Literal["largest", "top-k", "all"]
 
@@ -44,13 +45,30 @@ class BoxConfig:
             raise ConfigError(f"boxes.pad is a share of the box in [0, 1], got {self.pad}")
 
 
+@dataclass(frozen=True)
+class Components:
+    """The 8-connected components of a mask, in the reading order of their first pixels.
+
+    Attributes:
+        boxes: int32 (N, 4) XYXY in pixels with exclusive end.
+        areas: int64 (N,) pixels.
+        centroids: float64 (N, 2), (x, y) in pixels, centre of the first pixel at 0.
+        saliency: float64 (N,) mean saliency inside; NaN where none was given.
+    """
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    centroids: np.ndarray
+    saliency: np.ndarray
+
+
 def extract_boxes(
     mask: np.ndarray,
     select: Select = "largest",
     k: int = 3,
     min_area: int = 1,
 ) -> np.ndarray:
-    """Bounding boxes of the chosen 8-connected components.
+    """Bounding boxes of the chosen 8-connected components, as SAM takes them.
 
     Args:
         mask: bool (H, W).
@@ -64,15 +82,13 @@ def extract_boxes(
     Raises:
         ValueError: not a 2-D mask, or an unknown selection.
     """
-    if mask.ndim != 2:
-        raise ValueError(f"expected a mask (H, W), got shape {mask.shape}")
     keep = {"largest": 1, "top-k": k, "all": None}
     if select not in keep:
         raise ValueError(f"select must be largest, top-k or all, got {select!r}")
-    boxes, areas = component_boxes(mask)
-    order = np.argsort(-areas, kind="stable")
-    order = order[areas[order] >= min_area]
-    return boxes[order[: keep[select]]]
+    found = find_components(mask)
+    order = np.argsort(-found.areas, kind="stable")
+    order = order[found.areas[order] >= min_area]
+    return found.boxes[order[: keep[select]]]
 
 
 def select_boxes(mask: np.ndarray, config: BoxConfig) -> np.ndarray:
@@ -89,20 +105,119 @@ def select_boxes(mask: np.ndarray, config: BoxConfig) -> np.ndarray:
     return np.concatenate([low, high], axis=1).astype(np.int32)
 
 
-def component_boxes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every 8-connected component: boxes int32 (N, 4) and areas int64 (N,).
+def find_components(mask: np.ndarray, saliency: np.ndarray | None = None) -> Components:
+    """Every 8-connected component of a mask, measured in the pass that finds it.
 
-    Components stand in the reading order of their first pixels.
+    Args:
+        mask: bool (H, W).
+        saliency: float (H, W), to be averaged over each component.
+
+    Raises:
+        ValueError: not a 2-D mask, or a saliency of another shape.
     """
+    if mask.ndim != 2:
+        raise ValueError(f"expected a mask (H, W), got shape {mask.shape}")
+    if saliency is not None and saliency.shape != mask.shape:
+        raise ValueError(f"saliency {saliency.shape} does not lie on mask {mask.shape}")
     pixels = np.ascontiguousarray(mask, np.bool_)
-    height, width = pixels.shape
-    parent = np.empty(height * ((width + 1) // 2) + 1, np.int32)
-    stats = np.empty((parent.size, 5), np.int64)
-    count = _label_runs(pixels, parent, stats)
-    return stats[:count, :4].astype(np.int32), stats[:count, 4].copy()
+    values = np.ascontiguousarray(pixels[:0] if saliency is None else saliency, np.float32)
+    extents, sums = _measure_runs(pixels.view(np.uint8), values)
+    areas = extents[:, 4]
+    means = sums / np.maximum(areas, 1)[:, None]
+    if saliency is None:
+        means[:, 2] = np.nan
+    return Components(extents[:, :4].astype(np.int32), areas, means[:, :2], means[:, 2])
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
+def _measure_runs(mask, saliency):
+    """Union–find over horizontal runs.
+
+    Two runs of neighbouring rows touch (8-connected) when each starts no later than one
+    pixel past the other's end. Roots keep the smallest index, hence reading order.
+
+    Returns:
+        Per component int64 (x0, y0, x1, y1, area) and float64 sums of x, y and saliency.
+    """
+    height, width = mask.shape
+    extents = np.empty((16, 5), np.int64)
+    sums = np.empty((16, 3), np.float64)
+    parent = np.empty(16, np.int32)
+    runs = np.empty((2, (width + 1) // 2, 2), np.int32)
+    edges = np.zeros((width // 8 + 1) * 8, np.uint8)
+    total, before, first = 0, 0, 0  # runs so far, of the row above, and the first of those
+    for y in range(height):
+        here, above = runs[y & 1], runs[(y + 1) & 1]
+        count = _find_runs(mask[y], edges, here)
+        if total + count > parent.size:
+            extents, sums, parent = _grown(extents, sums, parent, total + count)
+        p = 0
+        for n in range(count):
+            start, stop = here[n, 0], here[n, 1]
+            node = total + n
+            parent[node] = node
+            _set_run(extents[node], sums[node], y, start, stop, saliency)
+            while p < before and above[p, 1] < start:
+                p += 1
+            q = p
+            while q < before and above[q, 0] <= stop:
+                _join(parent, extents, sums, first + q, node)
+                q += 1
+        first, before = total, count
+        total += count
+    kept = 0
+    for node in range(total):
+        if parent[node] == node:
+            extents[kept], sums[kept] = extents[node], sums[node]
+            kept += 1
+    return extents[:kept].copy(), sums[:kept].copy()
+
+
+@kernel
+def _find_runs(row, edges, out):
+    """Starts and exclusive stops of the runs of 1 in ``row``; returns how many.
+
+    ``edges``: scratch uint8 of whole words, longer than ``row`` by at least one; where
+    eight pixels hold no edge, one look skips them.
+    """
+    width = row.size
+    edges[0] = row[0]
+    for x in range(1, width):
+        edges[x] = row[x] ^ row[x - 1]
+    edges[width] = row[width - 1]
+    words = edges.view(np.uint64)
+    count = 0
+    for word in range(words.size):
+        if words[word]:
+            for x in range(8 * word, 8 * word + 8):
+                if edges[x]:
+                    out[count >> 1, count & 1] = x
+                    count += 1
+    return count >> 1
+
+
+@kernel
+def _grown(extents, sums, parent, least):
+    size = max(2 * parent.size, least)
+    larger = np.empty((size, 5), np.int64), np.empty((size, 3), np.float64)
+    parents = np.empty(size, np.int32)
+    larger[0][: parent.size], larger[1][: parent.size] = extents, sums
+    parents[: parent.size] = parent
+    return larger[0], larger[1], parents
+
+
+@kernel
+def _set_run(extent, sums, y, start, stop, saliency):
+    """One run as a component of its own."""
+    length = stop - start
+    extent[0], extent[1], extent[2], extent[3], extent[4] = start, y, stop, y + 1, length
+    sums[0], sums[1], sums[2] = 0.5 * length * (start + stop - 1), length * y, 0
+    if saliency.shape[0]:
+        for x in range(start, stop):
+            sums[2] += saliency[y, x]
+
+
+@kernel
 def _root(parent, node):
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -110,61 +225,16 @@ def _root(parent, node):
     return node
 
 
-@numba.njit(nogil=True, cache=True)
-def _label_runs(mask, parent, stats):
-    """Union–find over horizontal runs; ``stats`` rows are x0, y0, x1, y1, area per root.
-
-    Two runs of neighbouring rows touch (8-connected) when each starts no later than one
-    pixel past the other's end. Roots keep the smallest index, hence reading order.
-    """
-    height, width = mask.shape
-    starts = np.empty((2, (width + 1) // 2), np.int32)
-    stops = np.empty((2, (width + 1) // 2), np.int32)
-    counts = np.zeros(2, np.int32)
-    firsts = np.zeros(2, np.int32)
-    total = 0
-    for y in range(height):
-        now, before = y & 1, (y + 1) & 1
-        counts[now], firsts[now] = 0, total
-        x, p = 0, 0
-        while x < width:
-            if not mask[y, x]:
-                x += 1
-                continue
-            start = x
-            while x < width and mask[y, x]:
-                x += 1
-            starts[now, counts[now]], stops[now, counts[now]] = start, x
-            counts[now] += 1
-            parent[total] = total
-            stats[total, 0], stats[total, 1], stats[total, 2] = start, y, x
-            stats[total, 3], stats[total, 4] = y + 1, x - start
-            while p < counts[before] and stops[before, p] < start:
-                p += 1
-            q = p
-            while q < counts[before] and starts[before, q] <= x:
-                _join(parent, stats, firsts[before] + q, total)
-                q += 1
-            total += 1
-    kept = 0
-    for node in range(total):
-        if parent[node] == node:
-            stats[kept] = stats[node]
-            kept += 1
-    return kept
-
-
-@numba.njit(nogil=True, cache=True)
-def _join(parent, stats, a, b):
+@kernel
+def _join(parent, extents, sums, a, b):
     """Merge two components into the one whose first run comes first."""
     a, b = _root(parent, a), _root(parent, b)
     if a == b:
         return
-    if b < a:
-        a, b = b, a
+    a, b = min(a, b), max(a, b)
     parent[b] = a
-    stats[a, 0] = min(stats[a, 0], stats[b, 0])
-    stats[a, 1] = min(stats[a, 1], stats[b, 1])
-    stats[a, 2] = max(stats[a, 2], stats[b, 2])
-    stats[a, 3] = max(stats[a, 3], stats[b, 3])
-    stats[a, 4] += stats[b, 4]
+    for side in range(2):
+        extents[a, side] = min(extents[a, side], extents[b, side])
+        extents[a, side + 2] = max(extents[a, side + 2], extents[b, side + 2])
+    extents[a, 4] += extents[b, 4]
+    sums[a] += sums[b]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import BundleError
+from medclipsam.engine.home import home
 from medclipsam.engine.models import (
     CLIP_CONFIG,
     Clip,
@@ -97,12 +97,8 @@ def bundle_folders() -> list[Path]:
 
 
 def user_folder() -> Path:
-    """``$MEDCLIPSAM_HOME/bundles``, by default in the user's cache folder."""
-    base = os.environ.get("MEDCLIPSAM_HOME")
-    if base:
-        return Path(base) / "bundles"
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "medclipsam" / "bundles"
+    """``bundles`` in ``medclipsam.engine.home.home``."""
+    return home() / "bundles"
 
 
 def list_bundles() -> list[Path]:

@@ -93,6 +93,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Saliency method [default: the bundle's].",
         ),
         click.option(
+            "--crf",
+            type=click.Choice(["numba", "pydensecrf"]),
+            help="Dense CRF: ours, or the published one [default: the bundle's].",
+        ),
+        click.option(
             "--boxes",
             type=click.Choice(["largest", "top-k", "all"]),
             help="Components that become boxes [default: the bundle's].",
@@ -119,8 +124,9 @@ def open_engine(options: dict[str, Any]) -> Any:
     config = options.pop("config")
     file = read_toml(config) if config else {}
     flags: dict[str, Any] = {}
-    if saliency := options.pop("saliency"):
-        flags["saliency"] = {"method": saliency}
+    for group in ("saliency", "crf"):
+        if choice := options.pop(group):
+            flags[group] = choice
     boxes = {"select": options.pop("boxes"), "k": options.pop("top_k")}
     if boxes := {name: value for name, value in boxes.items() if value is not None}:
         flags["boxes"] = boxes
@@ -323,7 +329,10 @@ def inspect(
     write_durable(path, cv2.imencode(".png", figure[..., ::-1])[1].tobytes())
     for label, segment in segments.items():
         found = segment.reason or f"{int(segment.mask.sum())} pixels"
-        click.echo(f"{label}: {segment.status}, {found}, confidence {segment.confidence:.2f}")
+        click.echo(
+            f"{label}: {segment.status}, {found}, confidence {segment.confidence:.2f}, "
+            f"CRF {segment.crf}"
+        )
     click.echo(str(path))
 
 

@@ -18,6 +18,8 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import FitMode
 from medclipsam.engine.saliency import SaliencyConfig
 
+CHOICES = {"saliency": "method", "crf": "solver", "boxes": "select"}
+
 
 @dataclass(frozen=True)
 class SegmentConfig:
@@ -82,12 +84,21 @@ def make_config(*layers: Mapping[str, Any]) -> EngineConfig:
 
 
 def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Lay settings over others; a text for a group, as in ``crf = "pydensecrf"``, is its choice."""
+    spelt = {
+        key: {CHOICES[key]: value} if key in CHOICES and isinstance(value, str) else value
+        for key, value in layer.items()
+    }
+    _merge(base, spelt)
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         if isinstance(value, Mapping):
             below = base.setdefault(key, {})
             if not isinstance(below, dict):
                 raise ConfigError(f"{key} is a single setting, not a group")
-            merge(below, value)
+            _merge(below, value)
         else:
             base[key] = value
 
@@ -151,7 +162,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("crf.tau=1.2", …)`` → nested settings.
+    """``("crf.tau=1.2", "crf=pydensecrf", …)`` → nested settings.
 
     Raises:
         ConfigError: a pair without ``=``.

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.engine.boxes import select_boxes
+from medclipsam.engine.boxes import extract_boxes, select_boxes
 from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import EngineConfig
-from medclipsam.engine.crf import dense_crf
+from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.fit import fit_image, make_fit, unfit_map
 from medclipsam.engine.saliency import compute_saliency
@@ -44,6 +44,7 @@ class Found:
     crf_mask: np.ndarray
     boxes: np.ndarray
     reason: str
+    crf: str
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Pipeline:
         cls, bundle: Bundle, config: EngineConfig, device: torch.device, backend: str = "torch"
     ) -> Pipeline:
         saliency = config.saliency
+        warm_up(config.crf)
+        extract_boxes(np.ones((2, 2), bool))  # compiled before worker threads start, too
         return cls(
             ClipEncoder.open(
                 bundle, device, backend, saliency.rows, saliency.target, saliency.block
@@ -94,8 +97,9 @@ class Pipeline:
             (n, *self.compute_saliency(rgb, wanted))
             for n, (rgb, wanted) in enumerate(zip(frames, prompts, strict=True))
         ]
+        solvers = list(mapper(lambda rgb: DenseCrf(rgb, self.config.crf), frames))
         work = [
-            (frames[n], n, label, float(contrasts[p]), cells[p])
+            (solvers[n], frames[n].shape[:2], n, label, float(contrasts[p]), cells[p])
             for n, cells, contrasts in salient
             for p, label in enumerate(prompts[n].labels)
         ]
@@ -146,22 +150,23 @@ class Pipeline:
         contrasts = texts @ embedding - (against @ embedding).max()
         return cells.cpu().numpy(), contrasts.cpu().numpy()
 
-    def _find_boxes(self, work: tuple[np.ndarray, int, str, float, np.ndarray]) -> Found:
+    def _find_boxes(
+        self, work: tuple[DenseCrf, tuple[int, int], int, str, float, np.ndarray]
+    ) -> Found:
         """refine_mask and extract_boxes of one (frame, prompt); runs on a CPU thread."""
-        rgb, frame, label, contrast, cells = work
-        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
+        solver, shape, frame, label, contrast, cells = work
+        fit = make_fit(*shape, self.encoder.image_size, self.config.fit)
         saliency = np.clip(unfit_map(cells, fit), 0, 1)
         empty = np.zeros(saliency.shape, bool)
         none = np.empty((0, 4), np.int32)
         if not saliency.any():
-            return Found(frame, label, contrast, saliency, empty, none, "no-saliency")
-        crf = self.config.crf
-        mask = dense_crf(rgb, saliency, crf) > crf.threshold
+            return Found(frame, label, contrast, saliency, empty, none, "no-saliency", "none")
+        mask = solver.mask(saliency)
         boxes = select_boxes(mask, self.config.boxes)
         reason = "" if len(boxes) else "no-component"
         if self.config.presence is not None and contrast < self.config.presence:
             boxes, reason = none, "not-in-image"
-        return Found(frame, label, contrast, saliency, mask, boxes, reason)
+        return Found(frame, label, contrast, saliency, mask, boxes, reason, solver.kind)
 
 
 def _conclude(found: Found, masks: BoxMasks | None) -> Segment:
@@ -172,6 +177,7 @@ def _conclude(found: Found, masks: BoxMasks | None) -> Segment:
             boxes=found.boxes,
             saliency=found.saliency,
             crf_mask=found.crf_mask,
+            crf=found.crf,
             reason=found.reason or "empty-mask",
             contrast=found.contrast,
         )

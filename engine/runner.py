@@ -193,9 +193,10 @@ def _process(
         reading = _read_ahead(pool, archive, pending(), prompts, ahead=2 * group)
         while works := list(islice(reading, group)):
             _segment(engine, works, pool, folder)
-            for outcomes in pool.map(lambda work: write_masks(folder, work), works):
+            written = pool.map(lambda work: write_masks(folder, work), works)
+            for work, outcomes in zip(works, written, strict=True):
                 ledger.commit(outcomes)
-                _log_item(folder, outcomes)
+                _log_item(folder, work, outcomes)
                 finished += 1
                 counts.update(outcome.status for outcome in outcomes)
             if observer:
@@ -295,10 +296,11 @@ def _lighten(segments: dict[str, Segment]) -> dict[str, Segment]:
     }
 
 
-def _log_item(folder: RunFolder, outcomes: Sequence[Outcome]) -> None:
+def _log_item(folder: RunFolder, work: Work, outcomes: Sequence[Outcome]) -> None:
     first = outcomes[0]
     facts = {"item": first.item, "seconds": round(first.seconds, 3)}
     if first.status == "quarantined":
         folder.log("quarantined", **facts, stage=first.stage, reason=first.reason)
     else:
-        folder.log("done", **facts, outcomes={o.label: o.status for o in outcomes})
+        filters = sorted({s.crf for by_label in work.segments for s in by_label.values()})
+        folder.log("done", **facts, outcomes={o.label: o.status for o in outcomes}, crf=filters)

@@ -82,6 +82,7 @@ class Segment:
         boxes: int32 (K, 4) boxes that prompted the mask.
         saliency: float32 (H, W) in [0, 1].
         crf_mask: bool (H, W), the refined saliency.
+        crf: the filter that refined it, see ``DenseCrf.kind``; ``none`` if none ran.
         reason: why it is absent, or empty.
         contrast: cosine similarity with the prompt minus that with the nearest null
             prompt; NaN where the bundle names no null prompts.
@@ -95,6 +96,7 @@ class Segment:
     boxes: np.ndarray
     saliency: np.ndarray
     crf_mask: np.ndarray
+    crf: str = "none"
     reason: str = ""
     contrast: float = float("nan")
     predicted_iou: float = float("nan")

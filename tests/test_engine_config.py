@@ -109,7 +109,7 @@ def test_pairs_without_name_or_value_are_refused(pair):
 
 def test_a_group_cannot_be_set_inside_a_setting():
     with pytest.raises(ConfigError, match="single setting"):
-        parse_settings(("crf=1", "crf.tau=2"))
+        parse_settings(("fit=pad", "fit.side=2"))
 
 
 name = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
@@ -147,3 +147,15 @@ def test_toml_that_cannot_be_read_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"settings\.toml"):
         read_toml(path)
+
+
+def test_a_text_for_a_group_is_its_choice():
+    config = make_config({"crf": {"tau": 2}}, {"crf": "pydensecrf", "boxes": "all"})
+    assert (config.crf.solver, config.crf.tau) == ("pydensecrf", 2)
+    assert config.boxes.select == "all"
+    assert parse_settings(("crf.tau=2", "crf=pydensecrf"))["crf"] == {
+        "tau": "2", "solver": "pydensecrf",
+    }  # fmt: skip
+    assert make_config({"segment": {"boxes": "8"}}).segment.boxes == 8
+    with pytest.raises(ConfigError, match="numba or pydensecrf"):
+        make_config({"crf": "gpu"})

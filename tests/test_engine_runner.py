@@ -252,15 +252,15 @@ def test_one_failing_item_does_not_end_the_run(engine, archive, tmp_path, monkey
     """A bug that shows on one image only: it is named, its neighbours are untouched."""
     import medclipsam.engine.pipeline as pipeline
 
-    real = pipeline.dense_crf
+    real = pipeline.DenseCrf
     culprit = read_image(archive, ItemRef("scan (0).png")).frames.shape[1:3]
 
-    def dense_crf(rgb, *rest):
+    def open_crf(rgb, *rest):
         if rgb.shape[:2] == culprit:
             raise ZeroDivisionError("boom")
         return real(rgb, *rest)
 
-    monkeypatch.setattr(pipeline, "dense_crf", dense_crf)
+    monkeypatch.setattr(pipeline, "DenseCrf", open_crf)
     summary = engine.run(archive, {"mass": PROMPTS["mass"]}, tmp_path / "run")
     found = {o.item: o for o in rows(summary.folder)}
     assert found["scan (0).png"].reason == "failed"

@@ -43,7 +43,7 @@ def compiled_in(home, **environment):
     """Compile a kernel in a process of its own; where numba put its cache."""
     program = (
         "import numpy as np\n"
-        "from medclipsam.engine import meanfield\n"
+        "from medclipsam.engine.crf import pointwise\n"
         "pointwise.symmetric_norm(np.ones(3, np.float32))\n"
         "print(pointwise.symmetric_norm._cache.cache_path)"
     )

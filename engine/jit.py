@@ -7,7 +7,9 @@ unless ``NUMBA_CACHE_DIR`` names another.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -51,7 +53,9 @@ def private_cache() -> str:
             return str(folder)
     except OSError:
         pass
-    return tempfile.mkdtemp(prefix="medclipsam-numba-")
+    temporary = tempfile.mkdtemp(prefix="medclipsam-numba-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 def is_private(folder: Path) -> bool:

@@ -70,6 +70,20 @@ def test_inspect_writes_one_picture(call, scan, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ((), "bilateral-grid"),
+        (("--crf", "pydensecrf"), "pydensecrf"),
+        (("--set", "crf=pydensecrf", "--crf", "numba"), "bilateral-grid"),
+    ],
+)
+def test_the_crf_can_be_chosen_and_is_named(call, scan, tmp_path, flags, kind):
+    out = tmp_path / "figure.png"
+    code, text = call("inspect", scan, "-p", "a mass", "-o", out, *FAST, *flags)
+    assert code == 0 and text.splitlines()[0].endswith(f"CRF {kind}")
+
+
+@pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
         (["-p", ""], 2, "empty text"),

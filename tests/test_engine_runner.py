@@ -126,6 +126,9 @@ def test_closing_files_are_there(finished):
     assert (finished.folder / "report" / "index.html").exists()
     events = [json.loads(line) for line in (finished.folder / "log.jsonl").open()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "end"
+    named = [event["crf"] for event in events if event["event"] == "done"]
+    known = {"bilateral-grid", "permutohedral-lattice", "none"}
+    assert named and all(set(kinds) <= known for kinds in named) and any(named)
 
 
 def test_running_again_changes_nothing(engine, archive, finished):

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medclipsam.engine.backends.lastblock import (
+    cls_output,
+    cls_path,
+    mean_patch_gradient,
+    require_plain_vit,
+)
 from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError, ConfigError
 
@@ -29,6 +35,8 @@ def open_graph(
     model = model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if name in ("features", "score"):
+        require_plain_vit(model)
     run = _GRAPHS[name]
     return lambda *inputs: run(model, *inputs, **settings)
 
@@ -40,33 +48,69 @@ def _text(clip: Any, tokens: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _score(clip: Any, pixels: Tensor) -> Tensor:
-    return F.normalize(clip.encode_image(pixels).float(), dim=-1)
+    trunk = clip.visual.trunk
+    return _embed(clip, cls_output(trunk.blocks[-1], _tokens(trunk, pixels, len(trunk.blocks) - 1)))
+
+
+def _tokens(trunk: Any, pixels: Tensor, blocks: int) -> Tensor:
+    """(B, N, C) tokens after the first ``blocks`` blocks."""
+    tokens = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels))))
+    for block in trunk.blocks[:blocks]:
+        tokens = block(tokens)
+    return tokens
+
+
+def _embed(clip: Any, token: Tensor) -> Tensor:
+    """(B, C) CLS after the last block → float32 (B, D) unit rows."""
+    trunk = clip.visual.trunk
+    head = clip.visual.head(trunk.head_drop(trunk.fc_norm(trunk.norm(token))))
+    return F.normalize(head.float(), dim=-1)
 
 
 def _features(
     clip: Any, pixels: Tensor, texts: Tensor, target: str = "norm1", block: int = -1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embedding, activation at ``blocks[block].target`` and the mean gradient of each
-    logit there (gScoreCAM's channel importance; Chen et al., ACCV 2022, eq. 3).
-
-    The blocks below the target run without a graph; only what lies above it is
-    differentiated.
-    """
+    logit there (gScoreCAM's channel importance; Chen et al., ACCV 2022, eq. 3)."""
     if target not in TARGETS:
         raise ConfigError(f"unknown target layer {target!r}; choose from {', '.join(TARGETS)}")
     trunk = clip.visual.trunk
-    blocks = list(trunk.blocks)
-    index = block % len(blocks)
+    index = block % len(trunk.blocks)
+    if target == "norm1" and index == len(trunk.blocks) - 1:
+        return _last_features(clip, pixels, texts)
+    return _differentiated_features(clip, pixels, texts, target, index)
+
+
+@torch.inference_mode()
+def _last_features(clip: Any, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At the first norm of the last block, where the gradient is a closed form."""
+    trunk = clip.visual.trunk
+    last = trunk.blocks[-1]
+    tokens = _tokens(trunk, pixels, len(trunk.blocks) - 1)
+    normed = last.norm1(tokens)
+    path = cls_path(last, tokens, normed)
+    maps = _as_maps(normed[:, trunk.num_prefix_tokens :])
+    return _embed(clip, path.output), maps, mean_patch_gradient(clip, path, texts)
+
+
+def _as_maps(patches: Tensor) -> Tensor:
+    """(B, g², C) → float32 (B, C, g, g)."""
+    side = round(patches.shape[1] ** 0.5)
+    return patches.float().transpose(1, 2).unflatten(2, (side, side))
+
+
+def _differentiated_features(
+    clip: Any, pixels: Tensor, texts: Tensor, target: str, index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Anywhere else, by autograd through the blocks from the target on."""
+    trunk = clip.visual.trunk
     with torch.no_grad():
-        tokens = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels))))
-        for earlier in blocks[:index]:
-            tokens = earlier(tokens)
+        tokens = _tokens(trunk, pixels, index)
     with torch.enable_grad():
-        activation, tokens = _open_block(blocks[index], tokens, target)
-        for later in blocks[index + 1 :]:
+        activation, tokens = _open_block(trunk.blocks[index], tokens, target)
+        for later in trunk.blocks[index + 1 :]:
             tokens = later(tokens)
-        embedding = clip.visual.head(trunk.forward_head(trunk.norm(tokens)))
-        embedding = F.normalize(embedding.float(), dim=-1)
+        embedding = _embed(clip, tokens[:, 0])
         logits = clip.logit_scale.exp() * embedding @ texts.T
         prefix = trunk.num_prefix_tokens
         gradients = [
@@ -74,9 +118,7 @@ def _features(
             for p in range(texts.shape[0])
         ]
     importance = [gradient[:, prefix:].mean(1) for gradient in gradients]
-    patches = activation.detach()[:, prefix:].float()
-    side = round(patches.shape[1] ** 0.5)
-    maps = patches.transpose(1, 2).reshape(patches.shape[0], -1, side, side)
+    maps = _as_maps(activation.detach()[:, prefix:])
     if not importance:
         return embedding.detach(), maps, maps.new_empty(len(maps), 0, maps.shape[1])
     return embedding.detach(), maps, torch.stack(importance, 1)

@@ -19,6 +19,7 @@ from medclipsam.engine.jit import kernel
 
 LANES = 64  # points handled together, so that the arithmetic uses vectors
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio: multiplicative hashing
+MAX_SPAN = 1 << 20  # cells along one axis that float32 tells apart
 NOWHERE = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -29,7 +30,7 @@ class PermutohedralLattice:
         features: float32 (d, N), each axis divided by its deviation.
 
     Raises:
-        ConfigError: the features span more cells than 64 bits can name.
+        ConfigError: the features span more cells than can be told apart.
     """
 
     def __init__(self, features: np.ndarray):
@@ -56,7 +57,7 @@ def _layout(features: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nda
     """Least c_i, int64 (d,), and where each field of a key starts, uint64 (d + 1,).
 
     The elevated coordinate i is Σ_{j ≥ i} f_j s_j − i·f_{i−1} s_{i−1}; bounds of the features
-    bound it. One cell of slack on either side serves rounding and neighbours.
+    bound it. Slack on either side serves rounding and neighbours.
     """
     axes = len(features)
     scaled = np.stack([features.min(1), features.max(1)], 1).astype(np.float64) * scale[:, None]
@@ -69,7 +70,7 @@ def _layout(features: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nda
     spans = np.ceil(bounds[:, 1]).astype(np.int64) + 3 - low
     widths = [int(span).bit_length() for span in spans]
     shifts = np.concatenate([[0], np.cumsum(widths)])
-    if shifts[-1] + int(axes).bit_length() > 63:
+    if max(spans) > MAX_SPAN or shifts[-1] + int(axes).bit_length() > 63:
         raise ConfigError(
             f"the CRF's bilateral deviations are too small for this image: its lattice spans "
             f"{' × '.join(map(str, spans))} cells; raise crf.bilateral_sxy or crf.bilateral_srgb"
@@ -101,7 +102,7 @@ def _embed(
     """Fill in vertices (from 1, in order of appearance) and weights of all points.
 
     Returns:
-        What ``_sorted`` returns of all vertices.
+        All keys in ascending order, uint64 (M,), and the vertex of each, int32 (M,).
     """
     table = _empty_table(1 << max(12, (len(vertices) // 2).bit_length()))
     keys = np.empty(vertices.size, np.uint64)

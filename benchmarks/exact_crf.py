@@ -14,7 +14,7 @@ import torch
 
 from medclipsam.engine.crf import CrfConfig
 
-BLOCK = 1024
+BLOCK = 32  # rows of the matrix at a time, so that they stay in the cache
 
 
 def exact_marginal(rgb: np.ndarray, probability: np.ndarray, config: CrfConfig) -> np.ndarray:
@@ -86,16 +86,15 @@ def _by_pair(rgb: np.ndarray, config: CrfConfig) -> Callable[[torch.Tensor], tor
     colours = rgb.reshape(-1, 3) / config.bilateral_srgb
     features = torch.from_numpy(np.hstack([y, x, colours]))
 
+    lengths = 0.5 * features.square().sum(1)
+
     def apply(values: torch.Tensor) -> torch.Tensor:
         flat = values.ravel()
         parts = []
         for start in range(0, len(flat), BLOCK):
-            gaps = torch.cdist(
-                features[start : start + BLOCK],
-                features,
-                compute_mode="use_mm_for_euclid_dist",
-            )
-            parts.append(gaps.square_().mul_(-0.5).exp_() @ flat)
+            rows = slice(start, start + BLOCK)
+            exponents = torch.addmm(lengths, features[rows], features.T, beta=-1)
+            parts.append(exponents.sub_(lengths[rows, None]).exp_() @ flat)
         return torch.cat(parts).reshape(values.shape)
 
     return apply

@@ -327,6 +327,14 @@ def test_the_choice_of_filter_is_named_and_logged(caplog):
     assert DenseCrf(picture((9, 8), 1)[0], CrfConfig(bilateral_compat=0)).kind == "none"
 
 
+def test_a_single_tinted_pixel_makes_a_colour_image():
+    rgb = picture((20, 31), 1)[0]
+    for channel in range(3):
+        tinted = rgb.copy()
+        tinted[-1, -1, channel] ^= 1
+        assert DenseCrf(tinted).kind == "permutohedral-lattice"
+
+
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_a_mask_is_the_marginal_above_the_threshold(colour, threshold):

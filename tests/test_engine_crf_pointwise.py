@@ -30,18 +30,6 @@ def test_pointwise_functions_against_numpy():
     assert out.min() >= 0 and out.max() <= 1
 
 
-def test_grey_levels_find_a_single_tinted_pixel():
-    for n in (1, 7, 64, 1000):
-        rgb = np.arange(n, dtype=np.uint32).astype(np.uint8)[:, None].repeat(3, 1)
-        out = np.empty(n, np.uint8)
-        assert pointwise.grey_levels(rgb, out)
-        np.testing.assert_array_equal(out, rgb[:, 0])
-        for channel in range(3):
-            tinted = rgb.copy()
-            tinted[n // 2, channel] ^= 1
-            assert not pointwise.grey_levels(tinted, out)
-
-
 def test_norms_and_messages():
     rng = np.random.default_rng(0)
     total, message = rng.random((2, 77), dtype=np.float32)

@@ -134,8 +134,9 @@ def _gelu_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density
 
 
-def _scaled(layer_scale: nn.Module, gradient: Tensor) -> Tensor:
-    return gradient if isinstance(layer_scale, nn.Identity) else gradient * layer_scale.gamma
+def _scaled(layer_scale: Any, gradient: Tensor) -> Tensor:
+    """Through timm's ``LayerScale``, or the identity in its place."""
+    return gradient * getattr(layer_scale, "gamma", 1.0)
 
 
 def _projection(head: nn.Module) -> nn.Linear:

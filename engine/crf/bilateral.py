@@ -2,7 +2,7 @@
 
 Filters v_i → Σ_j exp(−½‖f_i − f_j‖²) v_j with f = (y/σ_xy, x/σ_xy, I/σ_I). Grey levels
 are integers and keep a cell each, so the intensity axis is exact; over (y, x) values are
-splatted to cells of half a deviation with bilinear weights, blurred and sliced (Paris &
+splatted to cells of a fraction of a deviation with bilinear weights, blurred and sliced (Paris &
 Durand, IJCV 2009; Chen, Paris & Durand, SIGGRAPH 2007). Splat and slice each blur by
 1/6 cell² per axis, so the grid's own blur has the variance s² − 1/3 that is left of s².
 """
@@ -22,7 +22,7 @@ INT = ir.IntType(32)
 FOUR = ir.VectorType(ir.FloatType(), 4)
 LANES = [ir.Constant(INT, lane) for lane in range(4)]
 
-CELLS_PER_SIGMA = 2.5
+CELLS_PER_SIGMA = 2.25
 RADIUS = 3.5
 
 

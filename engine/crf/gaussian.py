@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from medclipsam.engine.crf.convolve import along_last, along_middle, gaussian_taps, in_fours
@@ -17,18 +19,28 @@ class SpatialGaussian:
     Args:
         shape: (H, W).
         sigma: deviation in pixels, > 0.
+
+    Attributes:
+        norm: 1/√(K 1), float32 (H, W).
     """
 
-    def __init__(self, shape: tuple[int, int], sigma: float):
+    def __init__(self, shape: tuple[int, ...], sigma: float):
         taps = gaussian_taps(sigma, RADIUS, max(shape))
         self._radius = len(taps) // 2
         self._taps = in_fours(taps)
-        sums = [np.convolve(np.ones(n), taps)[self._radius : self._radius + n] for n in shape]
-        norms = [(1 / np.sqrt(total)).astype(np.float32) for total in sums]
-        self.norm = np.outer(*norms)
+        self.norm = _symmetric_norm(shape, sigma)
 
     def __call__(self, values: np.ndarray, out: np.ndarray) -> None:
         """Filter float32 (H, W) into ``out`` (H, W)."""
         rows = np.empty_like(values)
         along_last(values, self._taps, self._radius, rows)
         along_middle(rows[None], self._taps, self._radius, out[None])
+
+
+@lru_cache(maxsize=2)
+def _symmetric_norm(shape: tuple[int, ...], sigma: float) -> np.ndarray:
+    """1/√(K 1), float32 (H, W): the same for all images of a size, and separable."""
+    taps = gaussian_taps(sigma, RADIUS, max(shape))
+    radius = len(taps) // 2
+    sums = [np.convolve(np.ones(n), taps)[radius : radius + n] for n in shape]
+    return np.outer(*[(1 / np.sqrt(total)).astype(np.float32) for total in sums])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 
 from medclipsam.engine.crf import CrfConfig
@@ -24,7 +25,6 @@ from medclipsam.engine.crf.pointwise import (
     above,
     add_message,
     difference,
-    grey_levels,
     marginal,
     symmetric_norm,
     unary,
@@ -93,8 +93,8 @@ def _bilateral_filter(rgb: np.ndarray, config: CrfConfig) -> tuple[str, Filter]:
 
     Three equal channels at distance d count as one at √3·d.
     """
-    grey = np.empty(rgb.shape[:2], np.uint8)
-    is_grey = grey_levels(rgb.reshape(-1, 3), grey.ravel())
+    grey, *others = cv2.split(rgb)
+    is_grey = all(np.array_equal(grey, other) for other in others)
     intensity = config.bilateral_srgb / math.sqrt(3)
     if is_grey and BilateralGrid.cells(grey.shape, config.bilateral_sxy) <= MAX_GRID_CELLS:
         return "bilateral-grid", BilateralGrid(grey, config.bilateral_sxy, intensity)

@@ -141,14 +141,3 @@ def add_message(compat, norm, message, logit):
     """logit += compat · n ⊙ K(n ⊙ D); float32 (N,)."""
     for n in range(logit.size):
         logit[n] += compat * norm[n] * message[n]
-
-
-@kernel
-def grey_levels(rgb, out):
-    """Red of uint8 (N, 3) into ``out`` (N,); whether all three channels are equal."""
-    different = np.uint8(0)
-    for n in range(out.size):
-        red = rgb[n, 0]
-        different |= (red ^ rgb[n, 1]) | (red ^ rgb[n, 2])
-        out[n] = red
-    return different == 0

@@ -89,12 +89,14 @@ def _by_pair(rgb: np.ndarray, config: CrfConfig) -> Callable[[torch.Tensor], tor
     lengths = 0.5 * features.square().sum(1)
 
     def apply(values: torch.Tensor) -> torch.Tensor:
-        flat = values.ravel()
-        parts = []
+        flat, out = values.ravel(), torch.empty_like(values.ravel())
+        exponents = torch.empty(BLOCK, len(flat), dtype=torch.float64)
         for start in range(0, len(flat), BLOCK):
-            rows = slice(start, start + BLOCK)
-            exponents = torch.addmm(lengths, features[rows], features.T, beta=-1)
-            parts.append(exponents.sub_(lengths[rows, None]).exp_() @ flat)
-        return torch.cat(parts).reshape(values.shape)
+            rows = slice(start, min(start + BLOCK, len(flat)))
+            block = exponents[: rows.stop - start]
+            torch.addmm(lengths, features[rows], features.T, beta=-1, out=block)
+            block.sub_(lengths[rows, None]).exp_()
+            torch.mv(block, flat, out=out[rows])
+        return out.reshape(values.shape)
 
     return apply

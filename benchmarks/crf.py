@@ -229,7 +229,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     speed.minorticks_off()
     speed.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     speed.grid(alpha=0.3)
-    speed.legend(fontsize=7)
+    speed.legend(fontsize=7, ncols=2, loc=(0.22, 0.47))  # between grey and colour
     error.axline((1e-4, 1e-4), slope=1, color="grey", linewidth=0.8)
     error.axline((1e-3, 2e-4), (1e-2, 2e-3), color="grey", linewidth=0.8, linestyle=":")
     error.set(

@@ -187,6 +187,7 @@ def _conclude(found: Found, masks: BoxMasks | None) -> Segment:
         boxes=found.boxes,
         saliency=found.saliency,
         crf_mask=found.crf_mask,
+        crf=found.crf,
         contrast=found.contrast,
         predicted_iou=masks.predicted_iou,
         stability=masks.stability,

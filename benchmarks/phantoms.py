@@ -3,9 +3,11 @@
     python -m medclipsam.benchmarks.phantoms
 
 One image per seed and modality, always with the modality's lesion, half of them with
-its second target too. Measured are DSC of the lesion, whether the mask follows the
-prompt where there are two targets, and whether absence is said on phantoms without the
-target. Each saliency method runs on the same images.
+its second target too, and half as many without the lesion, every other one with the second
+target alone. Measured are DSC of the lesion, whether saliency and mask follow the prompt
+where there are two targets, whether absence is said, and how well the contrast score tells
+images with the lesion from those without (AUC). Each saliency method runs on the same
+images; differences to the first method are paired.
 """
 
 from __future__ import annotations
@@ -49,12 +51,12 @@ class Case:
 
 
 def draw(count: int, modality: str, first: int, present: str) -> Iterator[Phantom]:
-    """``count`` phantoms: ``lesion`` has always the first target and every other time the
-    second; ``none`` has neither."""
+    """``count`` phantoms, with the first target (``lesion``) or without (``none``), every
+    other one with the second."""
     lesion, other = TARGETS[modality]
     for n in range(count):
-        targets = () if present == "none" else (lesion, other) if n % 2 else (lesion,)
-        yield make_phantom(first + n, modality, targets)
+        targets = [lesion] if present == "lesion" else []
+        yield make_phantom(first + n, modality, [*targets, other] if n % 2 else targets)
 
 
 def examine(engine: Engine, phantoms: Iterator[Phantom]) -> list[Case]:
@@ -91,25 +93,44 @@ def summarise(lesion: dict[str, list[Case]], empty: dict[str, list[Case]]) -> di
     return rows
 
 
-def _figures(cases: list[Case], empty: list[Case]) -> dict[str, Any]:
-    names = [LESIONS[case.phantom.modality] for case in cases]
-    pairs = list(zip(cases, names, strict=True))
-    scores = [dice(c.segments[t].mask, c.phantom.masks[t]) for c, t in pairs]
+def measure(cases: list[Case]) -> dict[str, list[float]]:
+    """Figures of single images, in their order: what is averaged and compared in pairs."""
+    pairs = [(case, LESIONS[case.phantom.modality]) for case in cases]
     two = [case for case in cases if len(case.phantom.masks) == 2]
-    wanted = [(case, LESIONS[case.phantom.modality]) for case in empty]
     return {
-        "n": len(cases),
-        "dsc": _interval(scores),
-        "pointing": _interval([points_at(c, t) for c, t in pairs]),
-        "missed": sum(c.segments[t].status == "absent" for c, t in pairs),
-        "two_targets": len(two),
-        "follows_prompt": _interval([follows_prompt(case) for case in two]),
-        "without_target": len(wanted),
-        "said_absent": _interval([c.segments[t].status == "absent" for c, t in wanted]),
+        "dsc": [dice(c.segments[t].mask, c.phantom.masks[t]) for c, t in pairs],
+        "pointing": [float(points_at(c, t)) for c, t in pairs],
+        "follows_prompt": [float(follows_prompt(case)) for case in two],
     }
 
 
-def _interval(values: list) -> dict[str, float]:
+def _figures(cases: list[Case], empty: list[Case]) -> dict[str, Any]:
+    found = [case.segments[LESIONS[case.phantom.modality]] for case in cases]
+    none = [case.segments[LESIONS[case.phantom.modality]] for case in empty]
+    return {
+        "n": len(cases),
+        **{name: _interval(values) for name, values in measure(cases).items()},
+        "missed": sum(segment.status == "absent" for segment in found),
+        "two_targets": sum(len(case.phantom.masks) == 2 for case in cases),
+        "without_target": len(none),
+        "said_absent": _interval([segment.status == "absent" for segment in none]),
+        "presence_auc": round(auc([s.contrast for s in found], [s.contrast for s in none]), 4),
+    }
+
+
+def auc(present: list[float], absent: list[float]) -> float:
+    """Probability that a score of the first kind exceeds one of the second; ties count half."""
+    difference = np.subtract.outer(present, absent)
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def compare(first: list[Case], second: list[Case]) -> dict[str, dict[str, float]]:
+    """Paired differences, first minus second, with intervals."""
+    ours, theirs = measure(first), measure(second)
+    return {name: _interval(np.subtract(ours[name], theirs[name])) for name in ours}
+
+
+def _interval(values: Any) -> dict[str, float]:
     mean, low, high = mean_interval(np.asarray(values, float))
     return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
@@ -118,8 +139,8 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
     """One row per method and modality, means with 95 % intervals."""
     lines = [
         "| saliency | phantoms | n | DSC of the lesion | pointing | prompt followed "
-        "(two targets) | absent said (no target) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "(two targets) | absent said (no lesion) | AUC of the contrast |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method, rows in results.items():
         for name, row in rows.items():
@@ -129,7 +150,21 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
             ]
             cells[2] += f" of {row['two_targets']}"
             cells[3] += f" of {row['without_target']}"
+            cells.append(f"{row['presence_auc']:.3f}")
             lines.append(f"| {method} | {name} | {row['n']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences_to_markdown(first: str, differences: dict[str, dict[str, Any]]) -> str:
+    """One row per rival and modality."""
+    lines = [
+        f"| {first} minus | phantoms | DSC of the lesion | pointing | prompt followed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, rows in differences.items():
+        for name, row in rows.items():
+            cells = [f"{v['mean']:+.2f} [{v['low']:+.2f}, {v['high']:+.2f}]" for v in row.values()]
+            lines.append(f"| {method} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +172,7 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
 @click.option("--bundle", default="phantom", show_default=True)
 @click.option("--count", default=50, show_default=True, help="Phantoms per modality.")
 @click.option(
-    "--methods", default="contrastcam,gscorecam,gradcam", show_default=True, help="Saliency."
+    "--methods", default="contrastcam,gscorecam,gradcam,m2ib", show_default=True, help="Saliency."
 )
 @click.option("--threads", type=click.IntRange(1))
 @click.option(
@@ -149,7 +184,9 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
 )
 def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) -> None:
     """Zero-shot accuracy on phantoms never trained on; writes phantoms.md and .json."""
-    results, seconds = {}, {}
+    results, seconds, differences = {}, {}, {}
+    first, *_ = methods.split(",")
+    reference: dict[str, list[Case]] = {}
     for method in methods.split(","):
         settings = {"saliency": {"method": method}}
         engine = Engine.open(bundle, "cpu", settings=settings, threads=threads)
@@ -161,6 +198,9 @@ def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) 
         results[method] = summarise(lesion, empty)
         seconds[method] = round(time.monotonic() - started, 1)
         click.echo(to_markdown({method: results[method]}))
+        reference = reference or lesion
+        if method != first:
+            differences[method] = {m: compare(reference[m], lesion[m]) for m in MODALITIES}
     facts = {
         "command": f"python -m medclipsam.benchmarks.phantoms --count {count}",
         "bundle": engine.bundle.digest,
@@ -168,10 +208,12 @@ def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) 
         "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
         "seconds": seconds,
         "results": results,
+        "differences": differences,
     }
     text = json.dumps(facts, indent=2) + "\n"
+    tables = [to_markdown(results), differences_to_markdown(first, differences)]
     write_durable(out / "phantoms.json", text.encode())
-    write_durable(out / "phantoms.md", to_markdown(results).encode())
+    write_durable(out / "phantoms.md", "\n".join(tables).encode())
 
 
 if __name__ == "__main__":

@@ -89,8 +89,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--saliency",
-            type=click.Choice(["gscorecam", "contrastcam", "gradcam"]),
+            type=click.Choice(["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]),
             help="Saliency method [default: the bundle's].",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Arithmetic of the image towers [default: the bundle's].",
         ),
         click.option(
             "--crf",
@@ -124,7 +129,7 @@ def open_engine(options: dict[str, Any]) -> Any:
     config = options.pop("config")
     file = read_toml(config) if config else {}
     flags: dict[str, Any] = {}
-    for group in ("saliency", "crf"):
+    for group in ("saliency", "precision", "crf"):
         if choice := options.pop(group):
             flags[group] = choice
     boxes = {"select": options.pop("boxes"), "k": options.pop("top_k")}

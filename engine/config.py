@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from medclipsam.engine.backends import PRECISIONS
 from medclipsam.engine.boxes import BoxConfig
 from medclipsam.engine.crf import CrfConfig
 from medclipsam.engine.errors import ConfigError
@@ -47,8 +48,9 @@ class EngineConfig:
         saliency, crf, boxes, segment: the stages' own settings.
         fit: how an image enters CLIP's square input: ``squash`` or ``pad``.
         null_prompts: texts that describe images without any target.
-        presence: contrast (cosine to the prompt minus cosine to the nearest null prompt)
-            below which a target is absent; None asks nothing.
+        presence: contrast (cosine to the prompt minus cosine to the nearest null prompt or
+            other prompt) below which a target is absent; None asks nothing.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` by autocast where the device has it.
     """
 
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
@@ -58,10 +60,15 @@ class EngineConfig:
     fit: FitMode = "squash"
     null_prompts: tuple[str, ...] = ()
     presence: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         if self.fit not in ("squash", "pad"):
             raise ConfigError(f"fit must be squash or pad, got {self.fit!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
         if self.presence is not None and not self.null_prompts:
             raise ConfigError("presence compares with null prompts; give null_prompts too")
         if self.saliency.method == "contrastcam" and not self.null_prompts:

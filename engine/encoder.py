@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ClipEncoder:
     """Text and image graphs of one CLIP on one device.
 
     Attributes:
-        text, features, score: graphs, see ``medclipsam.engine.backends``.
+        text, features, score, lower, upper: graphs, see ``medclipsam.engine.backends``.
         tokenizer: texts → (T, L) token ids.
         image_size: side S of the square input.
         mean, std: normalisation of RGB in [0, 1].
@@ -33,6 +36,8 @@ class ClipEncoder:
     text: Callable[..., Tensor]
     features: Callable[..., tuple[Tensor, Tensor, Tensor]]
     score: Callable[..., Tensor]
+    lower: Callable[..., Tensor]
+    upper: Callable[..., Tensor]
     tokenizer: Any
     image_size: int
     mean: tuple[float, ...]
@@ -50,13 +55,35 @@ class ClipEncoder:
         rows: int = 64,
         target: str = "norm1",
         block: int = -1,
+        depth: float = 2 / 3,
+        precision: str = "fp32",
     ) -> ClipEncoder:
-        """Graphs of ``bundle``; ``target`` and ``block`` choose the layer of ``features``."""
+        """Graphs of ``bundle``.
+
+        Args:
+            target, block: the layer of ``features``.
+            depth: share of the blocks that ``lower`` takes, the rest is ``upper``'s.
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+        """
         clip = bundle.clip
+        total = len(clip.model.visual.trunk.blocks)  # type: ignore[union-attr,arg-type]
+        if target == "norm2" and block % total == total - 1:
+            log.warning(
+                "saliency.target=norm2 of the last block is the published layer: with CLS "
+                "pooling every gradient of a patch token is exactly 0 there, so the channels "
+                "are chosen without regard to the prompt; use norm1 for anything but comparison"
+            )
+        split = min(round(depth * total), total - 1)
+
+        def graph(name: str, **settings: Any) -> Callable[..., Any]:
+            return open_graph(bundle, name, device, backend, **settings)
+
         return cls(
-            text=open_graph(bundle, "text", device, backend),
-            features=open_graph(bundle, "features", device, backend, target=target, block=block),
-            score=open_graph(bundle, "score", device, backend),
+            text=graph("text"),
+            features=graph("features", precision=precision, target=target, block=block),
+            score=graph("score", precision=precision),
+            lower=graph("lower", precision=precision, blocks=split),
+            upper=graph("upper", blocks=split),
             tokenizer=clip.tokenizer,
             image_size=clip.image_size,
             mean=clip.mean,
@@ -94,25 +121,3 @@ class ClipEncoder:
     def normalise(self, rgb: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] → normalised model input."""
         return normalise_rgb(rgb, self.mean, self.std)
-
-    def embed(self, count: int, make: Callable[[int, int], Tensor]) -> Tensor:
-        """Embed ``count`` generated inputs in batches of exactly ``rows``.
-
-        Args:
-            count: number of rows R, at least 1.
-            make: (start, stop) → normalised (stop − start, 3, S, S); built only when needed,
-                so memory does not grow with R.
-
-        Returns:
-            float32 (R, D) unit rows. Every batch has one shape (the last is padded with
-            its own first row), so a row's value does not depend on how many there are.
-        """
-        out = []
-        for start in range(0, count, self.rows):
-            stop = min(start + self.rows, count)
-            batch = make(start, stop)
-            if stop - start < self.rows:
-                padding = batch[:1].expand(self.rows - (stop - start), -1, -1, -1)
-                batch = torch.cat([batch, padding])
-            out.append(self.score(batch)[: stop - start])
-        return torch.cat(out)

@@ -5,7 +5,7 @@ encode_image → compute_saliency → refine_mask → extract_boxes → segment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,14 @@ from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.fit import fit_image, make_fit, unfit_map
-from medclipsam.engine.saliency import compute_saliency
+from medclipsam.engine.saliency import Question, compute_saliency
 from medclipsam.engine.segment import BoxMasks, Segmenter
 from medclipsam.engine.types import Prompts, Segment
 
 Mapper = Callable[..., Iterable[Any]]
 
 ABSENT_REASONS = {
-    "not-in-image": "the image is no closer to the prompt than to the null prompts",
+    "not-in-image": "the image is closer to a null prompt or another prompt than to this one",
     "no-saliency": "nothing in the image speaks for the prompt",
     "no-component": "the refined saliency holds no component of the smallest area",
     "empty-mask": "SAM drew nothing inside the boxes",
@@ -66,14 +66,23 @@ class Pipeline:
     def open(
         cls, bundle: Bundle, config: EngineConfig, device: torch.device, backend: str = "torch"
     ) -> Pipeline:
-        saliency = config.saliency
+        saliency, precision = config.saliency, config.precision
         warm_up(config.crf)
         extract_boxes(np.ones((2, 2), bool))  # compiled before worker threads start, too
         return cls(
             ClipEncoder.open(
-                bundle, device, backend, saliency.rows, saliency.target, saliency.block
+                bundle,
+                device,
+                backend,
+                saliency.rows,
+                saliency.target,
+                saliency.block,
+                saliency.depth,
+                precision,
             ),
-            Segmenter.open(bundle, device, backend, config.segment.batch, config.segment.boxes),
+            Segmenter.open(
+                bundle, device, backend, config.segment.batch, config.segment.boxes, precision
+            ),
             config,
         )
 
@@ -93,14 +102,11 @@ class Pipeline:
         Returns:
             Per frame, label → what was found.
         """
-        salient = [
-            (n, *self.compute_saliency(rgb, wanted))
-            for n, (rgb, wanted) in enumerate(zip(frames, prompts, strict=True))
-        ]
+        answers = list(self.compute_saliency(zip(frames, prompts, strict=True)))
         solvers = list(mapper(lambda rgb: DenseCrf(rgb, self.config.crf), frames))
         work = [
             (solvers[n], frames[n].shape[:2], n, label, float(contrasts[p]), cells[p])
-            for n, cells, contrasts in salient
+            for n, (cells, contrasts) in enumerate(answers)
             for p, label in enumerate(prompts[n].labels)
         ]
         found = list(mapper(self._find_boxes, work))
@@ -131,24 +137,24 @@ class Pipeline:
             self._texts[texts] = self.encoder.encode_ensemble(texts)
         return self._texts[texts]
 
-    def compute_saliency(self, rgb: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        """One frame → cells float32 (P, g, g) in [0, 1] and contrasts float32 (P,).
+    def compute_saliency(
+        self, asked: Iterable[tuple[np.ndarray, Prompts]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(frame, prompts) pairs → maps float32 (P, h, w) in [0, 1] and contrasts (P,).
 
-        Frame by frame, so that neighbours never change a result; the rows of one frame
-        fill the batches.
+        In order, consumed lazily; masked images of all frames share batches of one shape,
+        in which neighbours do not change a result.
         """
+        nulls = [self._encode((text,)) for text in self.config.null_prompts]
+        questions = (self._ask(rgb, self.encode_prompts(p), nulls) for rgb, p in asked)
+        for answer in compute_saliency(self.encoder, questions, self.config.saliency):
+            yield answer.saliency.cpu().numpy(), answer.presence.cpu().numpy()
+
+    def _ask(self, rgb: np.ndarray, texts: Tensor, nulls: list[Tensor]) -> Question:
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
-        image = square.permute(2, 0, 1)[None].float() / 255
-        texts = self.encode_prompts(prompts)
-        nulls = [self._encode((text,)) for text in self.config.null_prompts]
-        against = torch.stack(nulls) if nulls else texts[:0]
-        cells = compute_saliency(self.encoder, image, texts, against, self.config.saliency)[0]
-        if not nulls:
-            return cells.cpu().numpy(), np.full(len(texts), np.nan, np.float32)
-        embedding = self.encoder.embed(1, lambda start, stop: self.encoder.normalise(image))[0]
-        contrasts = texts @ embedding - (against @ embedding).max()
-        return cells.cpu().numpy(), contrasts.cpu().numpy()
+        image = square.permute(2, 0, 1).float() / 255
+        return Question(image, texts, torch.stack(nulls) if nulls else texts[:0])
 
     def _find_boxes(
         self, work: tuple[DenseCrf, tuple[int, int], int, str, float, np.ndarray]

@@ -55,10 +55,11 @@ class Segmenter:
         backend: str = "torch",
         batch: int = 4,
         boxes: int = 16,
+        precision: str = "fp32",
     ) -> Segmenter:
         """SAM of ``bundle``; ``batch`` images per encoder call, ``boxes`` per decoder call."""
         return cls(
-            encoder=open_graph(bundle, "sam_encoder", device, backend),
+            encoder=open_graph(bundle, "sam_encoder", device, backend, precision=precision),
             decoder=open_graph(bundle, "sam_decoder", device, backend),
             config=bundle.sam_config,
             device=device,

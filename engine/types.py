@@ -84,8 +84,8 @@ class Segment:
         crf_mask: bool (H, W), the refined saliency.
         crf: the filter that refined it, see ``DenseCrf.kind``; ``none`` if none ran.
         reason: why it is absent, or empty.
-        contrast: cosine similarity with the prompt minus that with the nearest null
-            prompt; NaN where the bundle names no null prompts.
+        contrast: cosine similarity with the prompt minus that with the nearest null prompt
+            or other prompt; NaN for one prompt without null prompts.
         predicted_iou: SAM's own estimate in [0, 1], mean over boxes; NaN where absent.
         stability: IoU of the masks at logits ±1, mean over boxes; NaN where absent.
         confidence: ``predicted_iou × stability``; 0 where absent.

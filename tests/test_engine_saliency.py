@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.models import build_clip
-from medclipsam.engine.saliency import SaliencyConfig, compute_saliency
+from medclipsam.engine.saliency import Question, SaliencyConfig, compute_saliency
+from medclipsam.engine.saliency.contrast import presence
 from medclipsam.engine.saliency.contrastcam import contrastcam
 from medclipsam.engine.saliency.gradcam import gradcam
 from medclipsam.engine.saliency.gscorecam import gscorecam
-from medclipsam.engine.saliency.masks import channel_masks, gaussian_blur, scale_map
+from medclipsam.engine.saliency.m2ib import m2ib
+from medclipsam.engine.saliency.masks import channel_masks, gaussian_blur, scale_map, spot_masks
+from medclipsam.engine.saliency.rows import Probe, run_probes
+from medclipsam.engine.saliency.scorecam import scorecam
 
 AUTOGRAD = 1e-4  # float32 in another order, times a logit scale of 85
+DESCENT = 1e-2  # ten steps of Adam amplify the last bits of float32
 GROUPING = 1e-3  # contrastcam solves a linear system; the order of its sums differs
 TEXTS = ("brain mri showing a tumor", "breast ultrasound showing a cyst", "normal chest x-ray")
 
@@ -239,33 +246,152 @@ def test_texts_without_words_are_refused(tiny_encoder, text):
         tiny_encoder.encode_text([text])
 
 
-def test_embeddings_do_not_depend_on_how_many_there_are(tiny_encoder):
+def whole_rows(pixels):
+    """A probe that asks for ``pixels`` as they are and gives back their embeddings."""
+    return Probe(pixels.new_zeros(128), len(pixels), lambda a, b: pixels[a:b], lambda rows: rows)
+
+
+def test_rows_do_not_depend_on_how_they_are_grouped(tiny_encoder):
+    """The same bytes wherever a row stands in a batch and whoever shares the batch."""
     pixels = tiny_encoder.normalise(pictures(96, 21, seed=90))
-
-    def embed(count):
-        return tiny_encoder.embed(count, lambda start, stop: pixels[start:stop])
-
-    everything = embed(21)  # one whole batch of 16 and a padded one
+    ((_, everything),) = run_probes(tiny_encoder, [whole_rows(pixels)])
     assert everything.shape == (21, 128)
     torch.testing.assert_close(everything.norm(dim=1), torch.ones(21))
-    for count in (1, 2, 15, 16, 17, 20):
-        assert torch.equal(embed(count), everything[:count])
+    for cuts in ((1, 20), (2, 15, 4), (0, 16, 0, 5), (17, 4), (7, 7, 7), (21,)):
+        probes = [whole_rows(part) for part in pixels.split(cuts)]
+        found = [rows for _, rows in run_probes(tiny_encoder, probes)]
+        assert [len(rows) for rows in found] == list(cuts)
+        parts = [rows for rows in found if len(rows)]
+        assert torch.equal(torch.cat(parts), everything)
 
 
-def test_rows_are_made_when_needed(tiny_encoder):
-    asked = []
+def test_images_do_not_change_each_other(tiny_encoder, images, prompts):
+    """One queue over all images gives the bytes that each has alone."""
+    questions = [Question(rgb, prompts[:2], prompts[2:]) for rgb in images]
+    for method in ("gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"):
+        config = SaliencyConfig(method, k=21)
+        together = list(compute_saliency(tiny_encoder, questions, config))
+        for question, answer in zip(questions, together, strict=True):
+            (alone,) = compute_saliency(tiny_encoder, [question], config)
+            assert torch.equal(answer.saliency, alone.saliency)
+            assert torch.equal(answer.presence, alone.presence)
 
-    def make(start, stop):
-        asked.append((start, stop))
-        return torch.zeros(stop - start, 3, 96, 96)
 
-    tiny_encoder.embed(37, make)
-    assert asked == [(0, 16), (16, 32), (32, 37)]
+def test_only_the_last_batch_is_padded_and_rows_are_made_when_needed(tiny_encoder):
+    calls, made = [], []
+    encoder = replace(tiny_encoder, score=lambda rows: (calls.append(len(rows)), rows[:, 0, 0])[1])
+
+    def probes():
+        for n in range(50):
+
+            def make(start, stop, n=n):
+                made.append((n, start, stop))
+                return torch.full((stop - start, 3, 1, 4), float(n))
+
+            yield Probe(torch.zeros(4), 7, make, lambda rows: rows)
+            if n >= 3:  # sixteen rows a batch: what is open is never more than three images
+                assert done >= n - 3
+
+    done = 0
+    for n, (_, rows) in enumerate(run_probes(encoder, probes())):
+        assert rows.shape == (7, 4) and (rows == n).all()
+        done += 1
+    assert done == 50 and calls == [16] * math.ceil(350 / 16)
+    assert sum(stop - start for _, start, stop in made) == 350
+
+
+def test_ten_prompts_cost_little_more_than_one(tiny_encoder, images):
+    counts = {}
+    for count in (1, 10):
+        seen = []
+        encoder = replace(
+            tiny_encoder,
+            score=lambda rows, seen=seen: (seen.append(rows), tiny_encoder.score(rows))[1],
+        )
+        texts = [f"brain mri showing a tumor {letter}" for letter in "abcdefghij"]
+        gscorecam(encoder, images[:1], tiny_encoder.encode_text(texts[:count]), k=50)
+        counts[count] = len(seen)
+    assert counts[1] == math.ceil(50 / 16) and counts[10] <= math.ceil(128 / 16)
+    assert counts[10] <= 2.6 * counts[1]
+
+
+def test_scorecam_is_gscorecam_with_all_channels(tiny_encoder, images, prompts):
+    assert torch.equal(
+        scorecam(tiny_encoder, images, prompts), gscorecam(tiny_encoder, images, prompts, k=128)
+    )
+
+
+def reference_m2ib(clip, rgb, text, blocks, beta, seed):
+    """The published loop over the whole open_clip model: a hook replaces the output of a block."""
+    trunk = clip.model.visual.trunk
+    seen = []
+    hook = trunk.blocks[blocks - 1].register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        clip.model.encode_image(normalised(clip, rgb))
+    hook.remove()
+    tokens = seen[0]
+    alpha = torch.full_like(tokens, 5.0).requires_grad_()
+    noise = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam([alpha], lr=1.0)
+    for _ in range(10):
+        lam = torch.sigmoid(alpha)
+        mu, var = tokens * lam, (1 - lam) ** 2
+        capacity = -0.5 * (1 + torch.log(var) - mu**2 - var)
+        drawn = mu + var.sqrt() * torch.randn(10, *tokens.shape[1:], generator=noise)
+        hook = trunk.blocks[blocks - 1].register_forward_hook(lambda *call, d=drawn: d)
+        vectors = clip.model.encode_image(normalised(clip, rgb).expand(10, -1, -1, -1))
+        hook.remove()
+        loss = beta * capacity.mean() - F.cosine_similarity(vectors, text[None]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = torch.nansum(capacity.detach(), -1)[0, 1:]
+    return stretch(found).reshape([math.isqrt(len(found))] * 2)
+
+
+def test_m2ib_equals_the_published_loop(tiny_bundle, tiny_encoder, images, prompts):
+    maps = m2ib(tiny_encoder, images, prompts, beta=0.1, seed=3)
+    assert maps.shape == (2, 3, 12, 12)
+    clip = tiny_bundle.clip
+    for n, p in ((0, 0), (1, 2)):
+        own = encoded(clip, TEXTS[p])
+        expected = reference_m2ib(clip, images[n : n + 1], own, 3, 0.1, 3)
+        assert (maps[n, p] - expected).abs().max() <= DESCENT
+        alone = m2ib(tiny_encoder, images[n : n + 1], prompts[p : p + 1], beta=0.1, seed=3)
+        assert torch.equal(alone[0, 0], maps[n, p])
+    other = m2ib(tiny_encoder, images[:1], prompts[:1], beta=0.1, seed=4)
+    assert not torch.equal(other[0, 0], maps[0, 0])
+
+
+def test_presence_is_the_lead_over_the_nearest_rival():
+    generator = torch.Generator().manual_seed(2)
+    prompts, nulls = (F.normalize(torch.randn(n, 8, generator=generator)) for n in (3, 2))
+    image = F.normalize(torch.randn(8, generator=generator), dim=0)
+    found = presence(prompts, nulls, image)
+    for p in range(3):
+        rivals = [float(v @ image) for v in (*prompts[:p], *prompts[p + 1 :], *nulls)]
+        assert float(found[p]) == pytest.approx(float(prompts[p] @ image) - max(rivals), abs=1e-6)
+    alone = presence(prompts[:1], nulls, image)
+    assert float(alone) == pytest.approx(float(prompts[0] @ image - (nulls @ image).max()))
+    assert presence(prompts[:1], nulls[:0], image).isnan().all()
+    assert presence(prompts, nulls[:0], image).isfinite().all()
+
+
+def test_spots_are_gaussians_on_an_even_grid():
+    masks = spot_masks(3, 0.1, 30, torch.arange(9))
+    assert masks.shape == (9, 30, 30)
+    for n, (row, column) in enumerate((r, c) for r in range(3) for c in range(3)):
+        for y, x in ((0, 0), (4, 17), (29, 12), (15, 15)):
+            dy = (y + 0.5) / 30 - (row + 0.5) / 3
+            dx = (x + 0.5) / 30 - (column + 0.5) / 3
+            expected = math.exp(-0.5 * (dy * dy + dx * dx) / 0.01)
+            assert float(masks[n, y, x]) == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(spot_masks(3, 0.1, 30, torch.tensor([5, 0])), masks[[5, 0]])
 
 
 def test_contrastcam_fills_its_range(tiny_encoder, images, prompts):
     maps = contrastcam(tiny_encoder, images, prompts[:2], prompts[2:])
-    assert maps.shape == (2, 2, 12, 12) and maps.dtype == torch.float32
+    assert maps.shape == (2, 2, 48, 48) and maps.dtype == torch.float32
     assert maps.min() >= 0 and maps.max() <= 1
     peaks = maps.amax((2, 3))
     assert ((peaks > 0.99) | (peaks == 0)).all()  # 0 where nothing speaks for the prompt
@@ -274,12 +400,10 @@ def test_contrastcam_fills_its_range(tiny_encoder, images, prompts):
 
 @pytest.mark.parametrize("method", ["gscorecam", "gradcam"])
 def test_prompts_and_images_do_not_mix(tiny_encoder, images, prompts, method):
-    config = SaliencyConfig(method, k=20)
-    together = compute_saliency(tiny_encoder, images, prompts[:2], prompts[2:], config)
+    find = {"gscorecam": partial(gscorecam, k=20), "gradcam": gradcam}[method]
+    together = find(tiny_encoder, images, prompts[:2])
     for n, p in ((0, 1), (1, 0)):
-        alone = compute_saliency(
-            tiny_encoder, images[n : n + 1], prompts[p : p + 1], prompts[2:], config
-        )
+        alone = find(tiny_encoder, images[n : n + 1], prompts[p : p + 1])
         torch.testing.assert_close(alone[0, 0], together[n, p], atol=AUTOGRAD, rtol=0)
 
 
@@ -296,7 +420,7 @@ def test_contrastcam_weighs_null_and_other_prompts_equally(tiny_encoder, images,
 
 def test_contrastcam_takes_the_null_prompt_nearest_to_the_image(tiny_encoder, images, prompts):
     rgb = images[:1]
-    embedding = tiny_encoder.embed(1, lambda start, stop: tiny_encoder.normalise(rgb))
+    embedding = tiny_encoder.score(tiny_encoder.normalise(rgb))
     far, near = prompts[1:], prompts[1:][(prompts[1:] @ embedding[0]).argmax()][None]
     expected = contrastcam(tiny_encoder, rgb, prompts[:1], near)
     for nulls in (far, far.flip(0)):
@@ -321,8 +445,8 @@ def planted_encoder(top, left, size=96, cells=12):
         return score(pixels), maps, torch.zeros(len(pixels), len(texts), 128)
 
     encoder = ClipEncoder(
-        text=None, features=features, score=score, tokenizer=None, image_size=size,
-        mean=(0.0,) * 3, std=(1.0,) * 3, logit_scale=1.0, device=CPU, rows=32,
+        text=None, features=features, score=score, lower=None, upper=None, tokenizer=None,
+        image_size=size, mean=(0.0,) * 3, std=(1.0,) * 3, logit_scale=1.0, device=CPU, rows=32,
     )  # fmt: skip
     rgb = torch.rand(1, 3, size, size, generator=generator) * 0.2
     rgb[(..., *region)] += 0.7
@@ -334,15 +458,15 @@ def test_contrastcam_finds_the_only_region_that_counts(top, left):
     encoder, rgb = planted_encoder(top, left)
     prompt, null = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     cam = contrastcam(encoder, rgb, prompt, null)[0, 0]
-    row, column = divmod(int(cam.argmax()), 12)
-    assert top <= row < top + 2 and left <= column < left + 2
+    row, column = divmod(int(cam.argmax()), 48)
+    assert top <= row / 4 < top + 2 and left <= column / 4 < left + 2
 
 
 def test_contrastcam_sees_the_reverse_in_the_reverse_question():
     encoder, rgb = planted_encoder(5, 5)
     prompt, null = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     cam = contrastcam(encoder, rgb, null, prompt)[0, 0]
-    assert cam[5:7, 5:7].max() < 0.2  # what speaks for the prompt speaks against the null
+    assert cam[20:28, 20:28].max() < 0.2  # what speaks for the prompt speaks against the null
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 5, 4)])

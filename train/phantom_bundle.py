@@ -34,6 +34,7 @@ from medclipsam.engine.models import (
     build_sam,
     load_weights,
 )
+from medclipsam.engine.saliency.contrast import presence
 from medclipsam.train.clip import ClipTraining, train_clip
 from medclipsam.train.phantom_data import draw_phantoms, union_mask
 from medclipsam.train.phantoms import NULL_PROMPTS, PROMPTS, TARGETS, make_phantom
@@ -163,11 +164,13 @@ def build_phantom_bundle(
     clip, sam = clip or ClipTraining(), sam or SamTraining()
     train_phantom_clip(folder / CLIP_FOLDER, clip, log)
     train_phantom_sam(folder / SAM_FOLDER, sam, log)
-    presence = calibrate_presence(folder / CLIP_FOLDER)
-    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)}, presence)
+    threshold = calibrate_presence(folder / CLIP_FOLDER)
+    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)}, threshold)
 
 
-def describe_phantom_bundle(folder: Path, training: dict[str, Any], presence: float | None) -> None:
+def describe_phantom_bundle(
+    folder: Path, training: dict[str, Any], threshold: float | None
+) -> None:
     """Write ``bundle.json`` over what training left in ``folder``."""
     write_description(
         folder,
@@ -175,7 +178,7 @@ def describe_phantom_bundle(folder: Path, training: dict[str, Any], presence: fl
         {"identity": "trained on synthetic scans by medclipsam.train", "licence": "Apache-2.0"},
         "trained on synthetic scans by medclipsam.train",
         SAM_CONFIG,
-        {**DEFAULTS, "presence": presence},
+        {**DEFAULTS, "presence": threshold},
         {"training": training, "use": "synthetic scans only; knows nothing of patients"},
     )
 
@@ -183,15 +186,17 @@ def describe_phantom_bundle(folder: Path, training: dict[str, Any], presence: fl
 def calibrate_presence(folder: Path) -> float:
     """The contrast that best tells phantoms with a target from those without.
 
-    Over every phantom of ``CALIBRATION`` and both targets of its modality, the threshold
-    of the largest balanced accuracy; none of these seeds is trained or measured on.
+    Over every phantom of ``CALIBRATION``, asked for both targets of its modality together,
+    the threshold of the largest balanced accuracy; none of these seeds is trained or
+    measured on. It serves a single prompt too: an image without any target lies far below
+    it, and one with the other target only cannot be told apart unless that one is named.
     """
     clip = build_clip(folder)
     load_weights(clip.model, folder / WEIGHTS)
     present: list[float] = []
     absent: list[float] = []
     with torch.inference_mode():
-        texts = _encode(clip, [*PROMPTS.values()])
+        texts = dict(zip(PROMPTS, _encode(clip, [*PROMPTS.values()]), strict=True))
         nulls = _encode(clip, list(NULL_PROMPTS))
         for seed in CALIBRATION:
             phantom = make_phantom(seed)
@@ -200,14 +205,14 @@ def calibrate_presence(folder: Path) -> float:
             square = torch.from_numpy(fit_image(np.repeat(grey[..., None], 3, 2), fit))
             pixels = normalise_rgb(square.permute(2, 0, 1)[None].float() / 255, clip.mean, clip.std)
             image = F.normalize(clip.model.encode_image(pixels), dim=-1)[0]  # type: ignore[operator]
-            contrasts = texts @ image - (nulls @ image).max()
-            for target, contrast in zip(PROMPTS, contrasts.tolist(), strict=True):
-                if target in TARGETS[phantom.modality]:
-                    (present if target in phantom.masks else absent).append(contrast)
+            wanted = TARGETS[phantom.modality]
+            own = torch.stack([texts[target] for target in wanted])
+            for target, contrast in zip(wanted, presence(own, nulls, image).tolist(), strict=True):
+                (present if target in phantom.masks else absent).append(contrast)
     yes, no = np.array(present), np.array(absent)
     candidates = np.sort(np.concatenate([yes, no]))
-    balanced = [(yes >= c).mean() + (no < c).mean() for c in candidates]
-    return round(float(candidates[int(np.argmax(balanced))]), 4)
+    balanced = np.array([(yes >= c).mean() + (no < c).mean() for c in candidates])
+    return round(float(np.median(candidates[balanced == balanced.max()])), 4)
 
 
 def _encode(clip: Clip, texts: list[str]) -> torch.Tensor:

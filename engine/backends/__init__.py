@@ -6,8 +6,14 @@
     score         (R, 3, S, S) → (R, D) float32 unit rows
     sam_encoder   (B, 3, S, S) → (B, C, g, g)
     sam_decoder   (K, C, g, g), (K, 4) XYXY in input pixels → logits (K, 4g, 4g), IoU (K,)
+    lower         (B, 3, S, S) → float32 (B, N, C) tokens after the first ``blocks`` blocks
+    upper         (B, N, C) → (B, D) float32 unit rows; differentiable, the rest of the tower
 
-No silent fallback: a device or backend that cannot run as asked says why and stops.
+``features``, ``score``, ``lower`` and ``sam_encoder`` compute in ``precision``; what decides
+the numbers a softmax sees (last norm, projection, logits, importance) stays float32, and
+so do the small graphs.
+
+No silent fallback: a device, backend or precision that cannot run as asked says why and stops.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
 
 BACKENDS = ("torch",)
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def open_device(name: str = "auto") -> torch.device:
@@ -45,17 +52,41 @@ def open_device(name: str = "auto") -> torch.device:
     return device
 
 
+def require_precision(device: torch.device, precision: str) -> None:
+    """Refuse a precision for which the device has no arithmetic.
+
+    Raises:
+        BackendError: says which precisions it has.
+    """
+    has = {"fp32": True}
+    if device.type == "cuda":
+        has |= {"bf16": torch.cuda.get_device_capability(device) >= (8, 0), "fp16": True}
+    else:
+        has |= {
+            "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+        }
+    if not has.get(precision):
+        known = ", ".join(name for name in PRECISIONS if has.get(name))
+        raise BackendError(
+            f"precision {precision!r} was asked for, but device '{device}' computes in {known}; "
+            "use one of these"
+        )
+
+
 def open_graph(
     bundle: Bundle, name: str, device: torch.device, backend: str = "torch", **settings: Any
 ) -> Callable[..., Any]:
     """The graph ``name`` of ``bundle`` on ``device``.
 
     Args:
-        settings: what the graph depends on besides weights: ``target`` of ``features``.
+        settings: what the graph depends on besides weights: ``precision``, ``target`` and
+            ``block`` of ``features``, ``blocks`` of ``lower`` and ``upper``.
 
     Raises:
-        BackendError: an unknown backend.
+        BackendError: an unknown backend, or a precision that the device does not have.
     """
+    require_precision(device, settings.get("precision", "fp32"))
     if backend != "torch":
         raise BackendError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
     from medclipsam.engine.backends import pytorch

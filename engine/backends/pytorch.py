@@ -1,8 +1,10 @@
-"""The graphs in plain PyTorch, on CPU or CUDA, float32."""
+"""The graphs in plain PyTorch, on CPU or CUDA; lower precisions by autocast."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +21,13 @@ from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError, ConfigError
 
 TARGETS = ("norm1", "norm2")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def open_graph(
-    bundle: Bundle, name: str, device: torch.device, **settings: Any
+    bundle: Bundle, name: str, device: torch.device, precision: str = "fp32", **settings: Any
 ) -> Callable[..., Any]:
     """See ``medclipsam.engine.backends.open_graph``.
 
@@ -35,10 +40,19 @@ def open_graph(
     model = model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    if name in ("features", "score"):
+    if name in ("features", "score", "lower", "upper"):
         require_plain_vit(model)
+    if name in _LOWERABLE:
+        settings["autocast"] = _autocast(device, precision)
     run = _GRAPHS[name]
     return lambda *inputs: run(model, *inputs, **settings)
+
+
+def _autocast(device: torch.device, precision: str) -> Autocast:
+    """Makes a context in which torch computes in ``precision``."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, DTYPES[precision])
 
 
 @torch.inference_mode()
@@ -47,9 +61,12 @@ def _text(clip: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _score(clip: Any, pixels: Tensor) -> Tensor:
+def _score(clip: Any, pixels: Tensor, autocast: Autocast) -> Tensor:
     trunk = clip.visual.trunk
-    return _embed(clip, cls_output(trunk.blocks[-1], _tokens(trunk, pixels, len(trunk.blocks) - 1)))
+    with autocast():
+        tokens = _tokens(trunk, pixels, len(trunk.blocks) - 1)
+        token = cls_output(trunk.blocks[-1], tokens)
+    return _embed(clip, token.float())
 
 
 def _tokens(trunk: Any, pixels: Tensor, blocks: int) -> Tensor:
@@ -60,6 +77,20 @@ def _tokens(trunk: Any, pixels: Tensor, blocks: int) -> Tensor:
     return tokens
 
 
+@torch.no_grad()
+def _lower(clip: Any, pixels: Tensor, blocks: int, autocast: Autocast) -> Tensor:
+    with autocast():
+        return _tokens(clip.visual.trunk, pixels, blocks).float()
+
+
+def _upper(clip: Any, tokens: Tensor, blocks: int) -> Tensor:
+    """Open to autograd, for methods that differentiate through the upper blocks."""
+    trunk = clip.visual.trunk
+    for block in trunk.blocks[blocks:-1]:
+        tokens = block(tokens)
+    return _embed(clip, cls_output(trunk.blocks[-1], tokens))
+
+
 def _embed(clip: Any, token: Tensor) -> Tensor:
     """(B, C) CLS after the last block → float32 (B, D) unit rows."""
     trunk = clip.visual.trunk
@@ -68,25 +99,36 @@ def _embed(clip: Any, token: Tensor) -> Tensor:
 
 
 def _features(
-    clip: Any, pixels: Tensor, texts: Tensor, target: str = "norm1", block: int = -1
+    clip: Any,
+    pixels: Tensor,
+    texts: Tensor,
+    autocast: Autocast,
+    target: str = "norm1",
+    block: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embedding, activation at ``blocks[block].target`` and the mean gradient of each
     logit there (gScoreCAM's channel importance; Chen et al., ACCV 2022, eq. 3)."""
     if target not in TARGETS:
         raise ConfigError(f"unknown target layer {target!r}; choose from {', '.join(TARGETS)}")
     trunk = clip.visual.trunk
-    index = block % len(trunk.blocks)
-    if target == "norm1" and index == len(trunk.blocks) - 1:
-        return _last_features(clip, pixels, texts)
-    return _differentiated_features(clip, pixels, texts, target, index)
+    depth = len(trunk.blocks)
+    if not -depth <= block < depth:
+        raise ConfigError(f"saliency.block is {block}, but this image tower has {depth} blocks")
+    index = block % depth
+    if target == "norm1" and index == depth - 1:
+        return _last_features(clip, pixels, texts, autocast)
+    return _differentiated_features(clip, pixels, texts, target, index, autocast)
 
 
 @torch.inference_mode()
-def _last_features(clip: Any, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _last_features(
+    clip: Any, pixels: Tensor, texts: Tensor, autocast: Autocast
+) -> tuple[Tensor, Tensor, Tensor]:
     """At the first norm of the last block, where the gradient is a closed form."""
     trunk = clip.visual.trunk
     last = trunk.blocks[-1]
-    tokens = _tokens(trunk, pixels, len(trunk.blocks) - 1)
+    with autocast():
+        tokens = _tokens(trunk, pixels, len(trunk.blocks) - 1).float()
     normed = last.norm1(tokens)
     path = cls_path(last, tokens, normed)
     maps = _as_maps(normed[:, trunk.num_prefix_tokens :])
@@ -100,12 +142,12 @@ def _as_maps(patches: Tensor) -> Tensor:
 
 
 def _differentiated_features(
-    clip: Any, pixels: Tensor, texts: Tensor, target: str, index: int
+    clip: Any, pixels: Tensor, texts: Tensor, target: str, index: int, autocast: Autocast
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Anywhere else, by autograd through the blocks from the target on."""
     trunk = clip.visual.trunk
-    with torch.no_grad():
-        tokens = _tokens(trunk, pixels, index)
+    with torch.no_grad(), autocast():
+        tokens = _tokens(trunk, pixels, index).float()
     with torch.enable_grad():
         activation, tokens = _open_block(trunk.blocks[index], tokens, target)
         for later in trunk.blocks[index + 1 :]:
@@ -137,8 +179,16 @@ def _open_block(block: Any, tokens: Tensor, target: str) -> tuple[Tensor, Tensor
 
 
 @torch.inference_mode()
-def _sam_encoder(sam: Any, pixels: Tensor) -> Tensor:
-    return sam.image_encoder(pixels)
+def _sam_encoder(sam: Any, pixels: Tensor, autocast: Autocast) -> Tensor:
+    """``ImageEncoderViT.forward``; the neck's norms square their input and stay float32."""
+    encoder = sam.image_encoder
+    with autocast():
+        tokens = encoder.patch_embed(pixels)
+        if encoder.pos_embed is not None:
+            tokens = tokens + encoder.pos_embed
+        for block in encoder.blocks:
+            tokens = block(tokens)
+    return encoder.neck(tokens.float().permute(0, 3, 1, 2))
 
 
 @torch.inference_mode()
@@ -179,6 +229,9 @@ _GRAPHS: dict[str, Callable[..., Any]] = {
     "text": _text,
     "features": _features,
     "score": _score,
+    "lower": _lower,
+    "upper": _upper,
     "sam_encoder": _sam_encoder,
     "sam_decoder": _sam_decoder,
 }
+_LOWERABLE = ("features", "score", "lower", "sam_encoder")

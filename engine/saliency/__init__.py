@@ -1,11 +1,12 @@
 """Where in the image the prompt is: one interface, several methods.
 
-Another method is one more file with a function of the same shape and one more line in
-``compute_saliency``.
+Another method is one more file with a function ``probe_x`` that says which masked images
+it wants to see and what it makes of them, and one more branch in ``_open_probe``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +14,27 @@ from torch import Tensor
 
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.saliency.contrastcam import contrastcam
-from medclipsam.engine.saliency.gradcam import gradcam
-from medclipsam.engine.saliency.gscorecam import gscorecam
+from medclipsam.engine.saliency.contrast import presence
+from medclipsam.engine.saliency.contrastcam import contrastcam, probe_contrastcam
+from medclipsam.engine.saliency.gradcam import gradcam, probe_gradcam
+from medclipsam.engine.saliency.gscorecam import gscorecam, probe_gscorecam
+from medclipsam.engine.saliency.m2ib import m2ib, probe_m2ib
+from medclipsam.engine.saliency.rows import Probe, run_probes
+from medclipsam.engine.saliency.scorecam import probe_scorecam, scorecam
 
-__all__ = ["SaliencyConfig", "compute_saliency", "contrastcam", "gradcam", "gscorecam"]
+__all__ = [
+    "Answer",
+    "Question",
+    "SaliencyConfig",
+    "compute_saliency",
+    "contrastcam",
+    "gradcam",
+    "gscorecam",
+    "m2ib",
+    "scorecam",
+]
 
-METHODS = ("gscorecam", "contrastcam", "gradcam")
+METHODS = ("gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib")
 
 
 @dataclass(frozen=True)
@@ -27,18 +42,23 @@ class SaliencyConfig:
     """Which method, and how.
 
     Attributes:
-        method: ``gscorecam`` (the paper), ``contrastcam`` (ours) or ``gradcam`` (baseline).
+        method: ``gscorecam`` (the paper), ``scorecam``, ``contrastcam`` (ours), ``gradcam``
+            (the paper's baseline) or ``m2ib`` (MedCLIP-SAMv2).
         k: channels scored per prompt by gscorecam.
         target: layer norm of the block whose tokens are the channels: ``norm1``, or
-            ``norm2`` as published, where all gradients of patch tokens are exactly 0.
-        block: transformer block, counted from 0 or back from −1.
+            ``norm2`` as published, where at the last block all gradients of patch tokens
+            are exactly 0, so that the choice of channels ignores the prompt.
+        block: transformer block of the channels, counted from 0 or back from −1.
         rows: masked images per forward batch.
         blur: deviation of contrastcam's neutral fill, as a share of the input's side.
         spot: deviation of contrastcam's spots in cells.
         ridge: contrastcam's regularisation, relative to the mean row energy.
+        depth: share of the blocks below m2ib's bottleneck (published: 8 of 12).
+        beta: weight of m2ib's compression.
+        seed: of m2ib's noise.
     """
 
-    method: Literal["gscorecam", "contrastcam", "gradcam"] = "gscorecam"
+    method: Literal["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"] = "gscorecam"
     k: int = 300
     target: Literal["norm1", "norm2"] = "norm1"
     block: int = -1
@@ -46,6 +66,9 @@ class SaliencyConfig:
     blur: float = 0.125
     spot: float = 1.0
     ridge: float = 1.0
+    depth: float = 2 / 3
+    beta: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -57,29 +80,74 @@ class SaliencyConfig:
         for name in ("k", "rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"saliency.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("blur", "spot", "ridge"):
+        for name in ("blur", "spot", "ridge", "beta"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"saliency.{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.depth < 1:
+            raise ConfigError(f"saliency.depth is a share in [0, 1), got {self.depth}")
+        if self.seed < 0:
+            raise ConfigError(f"saliency.seed must be at least 0, got {self.seed}")
 
 
-def compute_saliency(
-    model: ClipEncoder, images: Tensor, prompts: Tensor, nulls: Tensor, config: SaliencyConfig
-) -> Tensor:
-    """Saliency of P prompts in B images.
+@dataclass(frozen=True)
+class Question:
+    """One image and what is asked of it.
 
-    Args:
-        model: the CLIP to ask.
-        images: float32 (B, 3, S, S) RGB in [0, 1].
+    Attributes:
+        image: float32 (3, S, S) RGB in [0, 1].
         prompts: float32 (P, D) unit text embeddings.
         nulls: float32 (N, D) unit embeddings of null prompts; N may be 0 except for
             contrastcam.
-        config: which method, and how.
-
-    Returns:
-        float32 (B, P, g, g) in [0, 1].
     """
+
+    image: Tensor
+    prompts: Tensor
+    nulls: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one image.
+
+    Attributes:
+        saliency: float32 (P, h, w) in [0, 1] over the whole square input.
+        presence: float32 (P,), see ``medclipsam.engine.saliency.contrast.presence``.
+    """
+
+    saliency: Tensor
+    presence: Tensor
+
+
+def compute_saliency(
+    model: ClipEncoder, questions: Iterable[Question], config: SaliencyConfig
+) -> Iterator[Answer]:
+    """Answer questions in order, as their rows come back from one queue over all of them.
+
+    ``questions`` is consumed lazily; memory does not grow with their number.
+    """
+    asked: list[Question] = []
+
+    def probes() -> Iterator[Probe]:
+        for question in questions:
+            asked.append(question)
+            yield _open_probe(model, question, config)
+
+    for probe, saliency in run_probes(model, probes()):
+        question = asked.pop(0)
+        found = presence(question.prompts, question.nulls, probe.embedding)
+        yield Answer(saliency, found)
+
+
+def _open_probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+    image, prompts = model.normalise(question.image[None])[0], question.prompts
     if config.method == "gscorecam":
-        return gscorecam(model, images, prompts, config.k)
+        return probe_gscorecam(model, image, prompts, config.k)
+    if config.method == "scorecam":
+        return probe_scorecam(model, image, prompts)
     if config.method == "gradcam":
-        return gradcam(model, images, prompts)
-    return contrastcam(model, images, prompts, nulls, config.blur, config.spot, config.ridge)
+        return probe_gradcam(model, image, prompts)
+    if config.method == "m2ib":
+        return probe_m2ib(model, image, prompts, config.beta, config.seed)
+    return probe_contrastcam(
+        model, image, prompts, question.nulls, config.blur, config.spot, config.ridge
+    )

@@ -1,27 +1,35 @@
 """contrastcam: which parts of the image carry the *contrast* between prompt and null.
 
 gScoreCAM keeps what a channel shows and asks whether the prompt is still there; the
-winner is often a mask that keeps everything. Here soft spots, one on each cell, probe the
+winner is often a mask that keeps everything. Here soft spots on an even grid probe the
 image in both directions: one row shows the image inside the spot over a blurred copy of
 itself (neutral: no invented grey), one deletes the spot in the same way. Scores are
 contrasts to a null prompt and to the other prompts, so what all texts share cancels. The
-map is the linear
-attribution β that explains the scores from the masks by ridge regression,
+map is the linear attribution β that explains the scores from the masks by ridge
+regression,
 
-    β = argmin Σ_r (s_r − s̄ − Σ_x β(x) (M_r(x) − M̄(x)))² + λ ‖β‖²,
+    β = argmin Σ_r (s_r − s̄ − ∫ β(x) (M_r(x) − M̄(x)) dx)² + λ ‖β‖²,
 
 so that overlapping spots share their credit instead of adding it up, as sums of weighted
-masks (ScoreCAM, RISE) do.
+masks (ScoreCAM, RISE) do. β is a weighted sum of the masks, hence known at any
+resolution: it is read at ``FINE`` points a cell, which finds small targets between cells.
+
+``benchmarks/results/ablation.md`` holds what each of these choices brings.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medclipsam.engine.encoder import ClipEncoder
-from medclipsam.engine.saliency.masks import gaussian_blur, scale_map
+from medclipsam.engine.saliency.contrast import contrast_directions
+from medclipsam.engine.saliency.masks import gaussian_blur, scale_map, spot_masks
+from medclipsam.engine.saliency.rows import Probe, stack_maps
+
+FINE = 4
 
 
 def contrastcam(
@@ -35,8 +43,9 @@ def contrastcam(
 ) -> Tensor:
     """Saliency of P prompts in B images by contrastive probing.
 
-    Two rows per cell, whatever the number of prompts: all share them. With several
-    prompts each is also a contrast to the others, so give together what may be confused.
+    2 (g − 1)² rows for g × g cells, whatever the number of prompts: all share them. With
+    several prompts each is also a contrast to the others, so give together what may be
+    confused.
 
     Args:
         model: the CLIP to ask.
@@ -49,54 +58,56 @@ def contrastcam(
         ridge: λ relative to the mean diagonal of the dual system.
 
     Returns:
-        float32 (B, P, g, g) in [0, 1], all zero where nothing speaks for the prompt.
+        float32 (B, P, FINE·g, FINE·g) in [0, 1], all zero where nothing speaks for the prompt.
     """
-    pixels = model.normalise(images)
-    embeddings, maps, _ = model.features(pixels, prompts[:0])
-    spots = spot_masks(maps.shape[-1], spot).to(pixels)
-    masks = torch.cat([spots, 1 - spots])
-    solver = _ridge_solver(masks.flatten(1), ridge)
-    out = []
-    for image, embedding in zip(pixels, embeddings, strict=True):
-        contrast = _contrasts(prompts, nulls[(nulls @ embedding).argmax()])
-        rows = _probe(model, image, masks, blur * model.image_size)
-        cam = (solver @ (rows @ contrast.T).double()).T.float()
-        out.append(scale_map(cam.view(len(prompts), *maps.shape[-2:]).relu()))
-    return torch.stack(out)
+    return stack_maps(
+        model,
+        (
+            probe_contrastcam(model, image, prompts, nulls, blur, spot, ridge)
+            for image in model.normalise(images)
+        ),
+    )
 
 
-def _contrasts(prompts: Tensor, null: Tensor) -> Tensor:
-    """(P, D): each prompt minus the null and, in equal parts, the mean of the others."""
-    if len(prompts) == 1:
-        return prompts - null
-    others = (prompts.sum(0) - prompts) / (len(prompts) - 1)
-    return prompts - 0.5 * (null + others)
-
-
-def spot_masks(cells: int, deviation: float) -> Tensor:
-    """(cells², cells, cells) Gaussians of height 1, one centred on each cell."""
-    y, x = torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij")
-    places = torch.stack([y.flatten(), x.flatten()], 1).float()
-    squared = torch.cdist(places, places).square()
-    return torch.exp(-0.5 * squared / deviation**2).view(-1, cells, cells)
-
-
-def _probe(model: ClipEncoder, image: Tensor, masks: Tensor, sigma: float) -> Tensor:
-    """Embeddings (R, D) of the image, sharp where a mask is 1 and blurred where it is 0."""
-    fill = gaussian_blur(image[None], sigma)[0]
-    side = (model.image_size, model.image_size)
+def probe_contrastcam(
+    model: ClipEncoder,
+    image: Tensor,
+    prompts: Tensor,
+    nulls: Tensor,
+    blur: float,
+    spot: float,
+    ridge: float,
+) -> Probe:
+    """Rows of one normalised (3, S, S) image: each spot shown, then each deleted."""
+    embeddings, maps, _ = model.features(image[None], prompts[:0])
+    cells = maps.shape[-1]
+    fill = gaussian_blur(image[None], blur * model.image_size)[0]
+    places, width = max(1, cells - 1), spot / cells
+    directions = contrast_directions(prompts, nulls, embeddings[0])
 
     def make(start: int, stop: int) -> Tensor:
-        keep = F.interpolate(masks[start:stop, None], side, mode="bilinear", align_corners=False)
-        return torch.lerp(fill[None], image[None], keep)
+        index = torch.arange(start, stop, device=image.device)
+        spots = spot_masks(places, width, model.image_size, index % places**2)
+        keep = torch.where((index < places**2)[:, None, None], spots, 1 - spots)
+        return torch.lerp(fill, image, keep[:, None])
 
-    return model.embed(len(masks), make)
+    def finish(rows: Tensor) -> Tensor:
+        solver = _ridge_solver(places, width, FINE * cells, ridge, rows.device)
+        cam = (solver @ (model.logit_scale * rows @ directions.T).double()).T.float()
+        return scale_map(cam.unflatten(1, (FINE * cells, FINE * cells)).relu())
+
+    return Probe(embeddings[0], 2 * places**2, make, finish)
 
 
-def _ridge_solver(design: Tensor, ridge: float) -> Tensor:
-    """(cells, R) float64: scores of R masks → attribution of every cell."""
-    centred = (design - design.mean(0)).double()
+@lru_cache(maxsize=8)
+def _ridge_solver(
+    places: int, width: float, side: int, ridge: float, device: torch.device
+) -> Tensor:
+    """(side², R) float64: scores of all rows → β at side × side points, as sum over a cell."""
+    spots = spot_masks(places, width, side, torch.arange(places**2, device=device))
+    design = torch.cat([spots, 1 - spots]).flatten(1).double()
+    centred = design - design.mean(0)
     gram = centred @ centred.T
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    centring = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - 1 / len(gram)
-    return centred.T @ torch.linalg.solve(gram, centring)
+    centring = torch.eye(len(gram), dtype=gram.dtype, device=device) - 1 / len(gram)
+    return FINE**2 * centred.T @ torch.linalg.solve(gram, centring)

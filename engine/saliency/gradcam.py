@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
+from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
 
 
 def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
@@ -14,6 +15,13 @@ def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
 
     Args and result as ``gscorecam``; no masked image is embedded.
     """
-    _, maps, importance = model.features(model.normalise(images), prompts)
-    cam = torch.einsum("bpc,bchw->bphw", importance, maps).relu()
-    return scale_map(cam)
+    return stack_maps(
+        model, (probe_gradcam(model, image, prompts) for image in model.normalise(images))
+    )
+
+
+def probe_gradcam(model: ClipEncoder, image: Tensor, prompts: Tensor) -> Probe:
+    """One normalised (3, S, S) image."""
+    embeddings, maps, importance = model.features(image[None], prompts)
+    cam = torch.einsum("pc,chw->phw", importance[0], maps[0]).relu()
+    return no_rows(embeddings[0], scale_map(cam))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import channel_masks, scale_map
+from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 
 def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300) -> Tensor:
@@ -18,9 +19,6 @@ def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300)
     3. Weights are a softmax over all channels of the scores, 0 for those not chosen.
     4. The map is ReLU(Σ w A), min–max scaled.
 
-    Channel masks do not depend on the prompt, so with several prompts only the union of
-    their channels is embedded.
-
     Args:
         model: the CLIP to ask.
         images: float32 (B, 3, S, S) RGB in [0, 1].
@@ -30,28 +28,30 @@ def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300)
     Returns:
         float32 (B, P, g, g) in [0, 1], all zero where no channel speaks for the prompt.
     """
-    pixels = model.normalise(images)
-    _, maps, importance = model.features(pixels, prompts)
-    channels = maps.shape[1]
-    chosen = importance.topk(min(k, channels), dim=2).indices
-    out = []
-    for image, activation, wanted in zip(pixels, maps, chosen, strict=True):
-        union = torch.unique(wanted)
-        rows = _score_channels(model, image, activation[union], prompts)
-        scores = torch.zeros(len(prompts), channels, device=rows.device)
-        for p, channel_ids in enumerate(wanted):
-            at = torch.searchsorted(union, channel_ids)
-            scores[p, channel_ids] = rows[at, p]
-        weights = scores.softmax(1)
-        cam = torch.einsum("pc,chw->phw", weights, activation).relu()
-        out.append(scale_map(cam))
-    return torch.stack(out)
+    return stack_maps(
+        model, (probe_gscorecam(model, image, prompts, k) for image in model.normalise(images))
+    )
 
 
-def _score_channels(model: ClipEncoder, image: Tensor, maps: Tensor, prompts: Tensor) -> Tensor:
-    """Logits (R, P) of ``image`` multiplied by each of R channel masks."""
+def probe_gscorecam(model: ClipEncoder, image: Tensor, prompts: Tensor, k: int) -> Probe:
+    """Rows of one normalised (3, S, S) image.
+
+    Channel masks do not depend on the prompt, so with several prompts the union of their
+    channels is embedded, once.
+    """
+    embeddings, activations, importance = model.features(image[None], prompts)
+    activation = activations[0]
+    wanted = importance[0].topk(min(k, len(activation)), dim=1).indices
+    union = torch.unique(wanted)
 
     def make(start: int, stop: int) -> Tensor:
-        return image[None] * channel_masks(maps[start:stop], model.image_size)
+        return image[None] * channel_masks(activation[union[start:stop]], model.image_size)
 
-    return model.logit_scale * model.embed(len(maps), make) @ prompts.T
+    def finish(rows: Tensor) -> Tensor:
+        logits = model.logit_scale * rows @ prompts.T
+        scores = torch.zeros(len(prompts), len(activation), device=rows.device)
+        for p, channels in enumerate(wanted):
+            scores[p, channels] = logits[torch.searchsorted(union, channels), p]
+        return scale_map(torch.einsum("pc,chw->phw", scores.softmax(1), activation).relu())
+
+    return Probe(embeddings[0], len(union), make, finish)

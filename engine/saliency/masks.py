@@ -34,3 +34,21 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     rows = F.conv2d(rows, kernel, groups=channels)
     columns = F.pad(rows, (0, 0, radius, radius), mode="replicate")
     return F.conv2d(columns, kernel.transpose(2, 3), groups=channels)
+
+
+def spot_masks(places: int, width: float, side: int, index: Tensor) -> Tensor:
+    """Gaussians of height 1 on an even grid of ``places`` × ``places`` over the picture.
+
+    Args:
+        places: spots per side.
+        width: deviation as a share of the picture's side.
+        side: pixels per side of the masks.
+        index: int64 (R,) spots to draw, row by row.
+
+    Returns:
+        float32 (R, side, side).
+    """
+    centres = (torch.arange(places, device=index.device) + 0.5) / places
+    pixels = (torch.arange(side, device=index.device) + 0.5) / side
+    profile = torch.exp(-0.5 * ((pixels - centres[:, None]) / width) ** 2)
+    return profile[index // places, :, None] * profile[index % places, None, :]

@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medclipsam.engine.errors import ConfigError, MedclipsamError
+from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.options import (
+    choose_prompts,
+    engine_options,
+    open_engine,
+    prompt_option,
+    report_errors,
+)
 
 ELSEWHERE = {
     "demo": "medclipsam.train.demo:demo",
     "train": "medclipsam.train.cli:train",
     "models": "medclipsam.engine.models_cli:models",
+    "tune": "medclipsam.engine.tune_cli:tune",
 }
 
 
@@ -47,117 +52,9 @@ def main() -> None:
     """
 
 
-def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One clear sentence instead of a traceback for everything raised on purpose."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return command(*args, **kwargs)
-        except ConfigError as exc:
-            click.echo(f"Error: {exc}", err=True)
-            sys.exit(2)
-        except MedclipsamError as exc:
-            click.echo(f"Error: {exc}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Interrupted. Run the same command again to resume.", err=True)
-            sys.exit(130)
-
-    return wrapped
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that opens an engine."""
-    options = [
-        click.option(
-            "--bundle", default="phantom", show_default=True, help="Bundle name or folder."
-        ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-        ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all]."),
-        click.option(
-            "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="TOML file of settings.",
-        ),
-        click.option(
-            "--saliency",
-            type=click.Choice(["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]),
-            help="Saliency method [default: the bundle's].",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["fp32", "bf16", "fp16"]),
-            help="Arithmetic of the image towers [default: the bundle's].",
-        ),
-        click.option(
-            "--crf",
-            type=click.Choice(["numba", "pydensecrf"]),
-            help="Dense CRF: ours, or the published one [default: the bundle's].",
-        ),
-        click.option(
-            "--boxes",
-            type=click.Choice(["largest", "top-k", "all"]),
-            help="Components that become boxes [default: the bundle's].",
-        ),
-        click.option("--top-k", type=click.IntRange(1), help="How many boxes top-k keeps."),
-        click.option(
-            "--set",
-            "pairs",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="Any setting, such as crf.tau=1.2; may be repeated.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def open_engine(options: dict[str, Any]) -> Any:
-    """Take ``engine_options`` out of a command's arguments and open the engine."""
-    from medclipsam.engine.config import parse_settings, read_toml
-    from medclipsam.engine.engine import Engine
-
-    config = options.pop("config")
-    file = read_toml(config) if config else {}
-    flags: dict[str, Any] = {}
-    for group in ("saliency", "precision", "crf"):
-        if choice := options.pop(group):
-            flags[group] = choice
-    boxes = {"select": options.pop("boxes"), "k": options.pop("top_k")}
-    if boxes := {name: value for name, value in boxes.items() if value is not None}:
-        flags["boxes"] = boxes
-    settings = _layered(file, parse_settings(options.pop("pairs")), flags)
-    return Engine.open(
-        options.pop("bundle"),
-        options.pop("device"),
-        settings=settings,
-        threads=options.pop("threads"),
-    )
-
-
-def _layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    from medclipsam.engine.config import merge
-
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merge(merged, layer)
-    return merged
-
-
 @main.command()
 @click.argument("archive", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "-p", "--prompt", "prompts", multiple=True, help="TEXT, label=TEXT or label=TEXT|TEXT|…"
-)
+@prompt_option
 @click.option(
     "--prompts",
     "table",
@@ -194,15 +91,15 @@ def run(
     medclipsam run scans/ -p "breast ultrasound showing a mass" -o runs/first
     medclipsam run scans/ -p mass="a mass|a solid mass" -p cyst="a cyst" -o runs/second
     """
-    from medclipsam.engine.prompts import parse_prompts, read_prompt_table
+    from medclipsam.engine.prompts import read_prompt_table
     from medclipsam.engine.runner import run as run_archive
 
-    if bool(prompts) == bool(table):
+    if prompts and table:
         raise ConfigError('say what to look for: either -p "TEXT" or --prompts FILE')
     wanted = (
         read_prompt_table(table, item_column, prompt_column, label_column)
         if table
-        else parse_prompts(prompts)
+        else choose_prompts(prompts, options["config"])
     )
     engine = open_engine(options)
     with Progress(archive, out) as progress:
@@ -295,7 +192,7 @@ def print_summary(summary: Any) -> None:
 
 @main.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-p", "--prompt", "prompts", multiple=True, required=True)
+@prompt_option
 @click.option("--frame", default=0, show_default=True, help="Frame or slice of the file.")
 @click.option(
     "-o",
@@ -318,10 +215,9 @@ def inspect(
     from medclipsam.engine.archive import read_image
     from medclipsam.engine.durable import write_durable
     from medclipsam.engine.figure import inspection
-    from medclipsam.engine.prompts import parse_prompts
     from medclipsam.engine.types import ItemRef
 
-    wanted = parse_prompts(prompts)
+    wanted = choose_prompts(prompts, options["config"])
     frames = read_image(image, ItemRef(image.name)).frames
     if not 0 <= frame < len(frames):
         raise ConfigError(f"{image} has frames 0 to {len(frames) - 1}, got --frame {frame}")

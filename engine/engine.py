@@ -32,12 +32,14 @@ class Engine:
         config: every setting, defaults of the bundle included.
         pipeline: the stages.
         threads: CPU threads for torch and for the CPU stages.
+        backend: what runs the graphs.
     """
 
     bundle: Bundle
     config: EngineConfig
     pipeline: Pipeline
     threads: int
+    backend: str = "torch"
 
     @classmethod
     def open(
@@ -66,7 +68,7 @@ class Engine:
         config = make_config(opened.defaults, settings or {})
         count = threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(count)
-        return cls(opened, config, Pipeline.open(opened, config, where, backend), count)
+        return cls(opened, config, Pipeline.open(opened, config, where, backend), count, backend)
 
     def segment(
         self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]]

@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
 
-from medclipsam.engine.archive.listing import known_suffix
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.metrics import dice, iou, mean_interval, nsd
 from medclipsam.engine.outputs import read_mask, safe_label
+from medclipsam.engine.pairing import Files, files_by_label, match_files, walk_files
 from medclipsam.engine.types import ItemRef
 
-ENDINGS = ("_mask", "-mask", "_seg")
-MARKS = ("~", "+")  # of ``outputs.mask_path``
 OVERALL = "overall"
 
 
@@ -115,7 +110,7 @@ def evaluate(predictions: Path, truth: Path, tolerance: float = 2.0) -> Evaluati
     cases: list[Case] = []
     unmatched = 0
     for label, predicted, true in _labels(root, truth):
-        pairs, left = _match(label, predicted, true)
+        pairs, left = match_files(label, predicted, true)
         unmatched += left
         cases += [_score(label, *pair, tolerance) for pair in pairs]
     if all(case.status == "missing" for case in cases):
@@ -127,12 +122,9 @@ def evaluate(predictions: Path, truth: Path, tolerance: float = 2.0) -> Evaluati
     return Evaluation(tuple(cases), tolerance, unmatched)
 
 
-Files = dict[str, Path]  # path below the label → file
-
-
 def _labels(predictions: Path, truth: Path) -> list[tuple[str, Files, Files]]:
     """(label, predicted files, true files), for every label on either side."""
-    predicted, true = _by_label(predictions), _by_label(truth)
+    predicted, true = files_by_label(predictions), files_by_label(truth)
     if not true:
         raise ConfigError(
             f"found no masks under {truth}; expected files such as .png, .tif or .nii.gz"
@@ -163,67 +155,12 @@ def _labels(predictions: Path, truth: Path) -> list[tuple[str, Files, Files]]:
     return [(_name(label), predicted.get(label, {}), true.get(label, {})) for label in labels]
 
 
-def _by_label(root: Path) -> dict[str, Files]:
-    """The first folder level as labels; files beside it belong to the label ``""``."""
-    labels: dict[str, Files] = defaultdict(dict)
-    for path, file in _walk(root):
-        label, slash, rest = path.partition("/")
-        labels[label if slash else ""][rest if slash else path] = file
-    return dict(labels)
-
-
 def _files(root: Path) -> Files:
-    return dict(_walk(root))
+    return dict(walk_files(root))
 
 
 def _example(root: Path) -> str:
-    return next(_walk(root))[0]
-
-
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and known_suffix(name):
-                file = Path(folder, name)
-                yield file.relative_to(root).as_posix(), file
-
-
-def _match(
-    label: str, predicted: Files, true: Files
-) -> tuple[list[tuple[str, Path | None, Path]], int]:
-    """((path, prediction or None, truth) of every truth, number of predictions left over)."""
-    by_key: dict[str, list[str]] = defaultdict(list)
-    for path in predicted:
-        by_key[_key(path, MARKS)].append(path)
-    pairs: list[tuple[str, Path | None, Path]] = []
-    claimed: dict[str, str] = {}
-    for path, file in true.items():
-        found = [path] if path in predicted else by_key.get(_key(_name(path)), [])
-        found = found or by_key.get(_key(_name(path), ENDINGS), [])
-        if len(found) > 1:
-            raise ConfigError(
-                f"two predictions of {label} fit the truth {_name(path)}: {_name(found[0])} and "
-                f"{_name(found[1])}; give the truth the exact name of its prediction"
-            )
-        if found and found[0] in claimed:
-            raise ConfigError(
-                f"two truth files fit the prediction {_name(found[0])} of {label}: "
-                f"{_name(claimed[found[0]])} and {_name(path)}; leave one mask for each image"
-            )
-        claimed.update(dict.fromkeys(found, path))
-        pairs.append((path, predicted[found[0]] if found else None, file))
-    return pairs, len(predicted) - len(claimed)
-
-
-def _key(path: str, endings: tuple[str, ...] = ()) -> str:
-    """``a/b.dcm+.png`` → ``a/b``: all suffixes, and ``endings`` among them, are cut off."""
-    folder, _, name = path.rpartition("/")
-    while True:
-        ending = known_suffix(name) or next((e for e in endings if name.lower().endswith(e)), "")
-        if ending in ("", name):
-            return str(PurePosixPath(folder, name))
-        name = name[: -len(ending)]
+    return next(walk_files(root))[0]
 
 
 def _score(label: str, path: str, prediction: Path | None, truth: Path, tolerance: float) -> Case:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from medclipsam.engine.cli import report_errors
+from medclipsam.engine.options import report_errors
 
 SAM_TYPES = ("vit_b", "vit_l", "vit_h", "medsam")
 

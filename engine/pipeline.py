@@ -103,6 +103,16 @@ class Pipeline:
             Per frame, label → what was found.
         """
         answers = list(self.compute_saliency(zip(frames, prompts, strict=True)))
+        return self.draw(frames, prompts, answers, mapper)
+
+    def draw(
+        self,
+        frames: Sequence[np.ndarray],
+        prompts: Sequence[Prompts],
+        answers: Sequence[tuple[np.ndarray, np.ndarray]],
+        mapper: Mapper = map,
+    ) -> list[dict[str, Segment]]:
+        """Everything after ``compute_saliency``, whose answers it takes; else as ``segment``."""
         solvers = list(mapper(lambda rgb: DenseCrf(rgb, self.config.crf), frames))
         work = [
             (solvers[n], frames[n].shape[:2], n, label, float(contrasts[p]), cells[p])

@@ -34,7 +34,28 @@ def parse_prompts(flags: Iterable[str]) -> Prompts:
             )
         texts[label] = wordings
     if not texts:
-        raise ConfigError('no prompt given; add -p "breast tumor" or --prompts FILE')
+        raise ConfigError('no prompt given; say what to look for with -p "breast tumor"')
+    return Prompts(texts)
+
+
+def prompts_from_table(table: object) -> Prompts:
+    """``{"cyst": "a cyst", "mass": ["a mass", "a tumor"]}`` of a settings file → prompts.
+
+    Raises:
+        ConfigError: it is not such a table.
+    """
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"prompts is a table of label = text or list of texts, got {table!r}")
+    texts = {}
+    for label, text in table.items():
+        wordings = (text,) if isinstance(text, str) else text
+        if (
+            not isinstance(wordings, (list, tuple))
+            or not wordings
+            or not all(isinstance(w, str) and w.strip() for w in wordings)
+        ):
+            raise ConfigError(f"prompts.{label} is a text or a list of texts, got {text!r}")
+        texts[label] = tuple(" ".join(w.split()) for w in wordings)
     return Prompts(texts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.prompts import parse_prompts, read_prompt_table
+from medclipsam.engine.prompts import parse_prompts, prompts_from_table, read_prompt_table
 
 
 @pytest.mark.parametrize(
@@ -196,3 +196,15 @@ def test_any_words_survive_every_kind_of_table(tmp_path, items, suffix):
     path = write_table(tmp_path / f"t{suffix}", list(items.items()), ("item", "prompt"))
     expected = {item: {"target": (" ".join(text.split()),)} for item, text in items.items()}
     assert texts_of(read_prompt_table(path)) == expected
+
+
+def test_prompts_of_a_settings_file():
+    table = {"cyst": "a  cyst", "lung, left": ["left lung", "the left lung"]}
+    expected = {"cyst": ("a cyst",), "lung, left": ("left lung", "the left lung")}
+    assert prompts_from_table(table).texts == expected
+
+
+@pytest.mark.parametrize("table", [{}, "a cyst", {"cyst": []}, {"cyst": [""]}, {"cyst": 3}])
+def test_other_prompts_of_a_settings_file_are_refused(table):
+    with pytest.raises(ConfigError, match="prompts"):
+        prompts_from_table(table)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from medclipsam.engine.cli import report_errors
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.options import report_errors
 
 
 @click.group()

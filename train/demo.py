@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli import Progress, engine_options, open_engine, report_errors
+from medclipsam.engine.cli import Progress
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.options import engine_options, open_engine, report_errors
 
 
 @click.command()

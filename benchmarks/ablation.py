@@ -260,7 +260,16 @@ def summarise(found: list[tuple[str, str, dict[str, float]]]) -> dict[str, Any]:
     return out
 
 
-def to_markdown(results: dict[str, dict[str, Any]]) -> str:
+LEGEND = """Saliency alone, {count} phantoms per modality and set: means over all, in brackets \
+ultrasound, MRI, X-ray; intervals are in ablation.json. *pointing*: the maximum lies in the lesion. \
+*dsc*: at the best threshold of each image. *sensitivity*: with two targets, the maximum for each \
+prompt lies in its own. Every row changes contrastcam (the first row) in one thing, unless it is \
+another method; blocks count from 0.
+
+"""
+
+
+def to_markdown(results: dict[str, dict[str, Any]], count: int) -> str:
     """A row a variant; in brackets ultrasound, MRI and X-ray."""
     heads = [f"{figure}, {kind}" for kind in results for figure in FIGURES]
     lines = [f"| variant | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
@@ -272,12 +281,12 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
                 each = " ".join(f"{row[m]:.2f}" for m in MODALITIES)
                 cells.append(f"{row['mean']:.2f} ({each})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return LEGEND.format(count=count) + "\n".join(lines) + "\n"
 
 
 @click.command()
 @click.option("--bundle", default="phantom", show_default=True)
-@click.option("--count", default=20, show_default=True, help="Phantoms per modality and set.")
+@click.option("--count", default=10, show_default=True, help="Phantoms per modality and set.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
     "-o",
@@ -293,7 +302,7 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
     started = time.monotonic()
     results = {kind: summarise(list(examine(opened, count, seed))) for kind, seed in SETS.items()}
     facts = {
-        "command": f"python -m medclipsam.benchmarks.ablation --count {count}",
+        "command": f"python -m medclipsam.benchmarks.ablation --count {count} --threads {threads}",
         "bundle": opened.digest,
         "machine": f"{platform.machine()}, {threads} threads",
         "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
@@ -301,8 +310,8 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
         "results": results,
     }
     write_durable(out / "ablation.json", (json.dumps(facts, indent=1) + "\n").encode())
-    write_durable(out / "ablation.md", to_markdown(results).encode())
-    click.echo(to_markdown(results))
+    write_durable(out / "ablation.md", to_markdown(results, count).encode())
+    click.echo(to_markdown(results, count))
 
 
 if __name__ == "__main__":

@@ -261,10 +261,10 @@ def summarise(found: list[tuple[str, str, dict[str, float]]]) -> dict[str, Any]:
 
 
 LEGEND = """Saliency alone, {count} phantoms per modality and set: means over all, in brackets \
-ultrasound, MRI, X-ray; intervals are in ablation.json. *pointing*: the maximum lies in the lesion. \
-*dsc*: at the best threshold of each image. *sensitivity*: with two targets, the maximum for each \
-prompt lies in its own. Every row changes contrastcam (the first row) in one thing, unless it is \
-another method; blocks count from 0.
+ultrasound, MRI, X-ray; intervals are in ablation.json. *pointing*: the maximum lies in the \
+lesion. *dsc*: at the best threshold of each image. *sensitivity*: with two targets, the maximum \
+for each prompt lies in its own. Rows change contrastcam (the first row) in what they name, or \
+are another method; blocks count from 0.
 
 """
 

@@ -162,7 +162,8 @@ class Rows:
         design = torch.cat(parts[recipe.direction])
         scores = self.model.logit_scale * self.embed(recipe) @ self.contrasts(recipe.against).T
         weights = weigh(design, scores.double(), recipe)
-        return scale_map((weights.T.float() @ design).unflatten(1, (side, side)).relu())
+        cam = recipe.fine**2 * (weights.T.double() @ design.double()).float()
+        return scale_map(cam.unflatten(1, (side, side)).relu())
 
 
 def weigh(design: Tensor, scores: Tensor, recipe: Recipe) -> Tensor:

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "demo": "medclipsam.train.demo:demo",
     "train": "medclipsam.train.cli:train",
     "models": "medclipsam.engine.models_cli:models",
+    "status": "medclipsam.engine.runs_cli:status",
+    "retry": "medclipsam.engine.runs_cli:retry",
     "tune": "medclipsam.engine.tune_cli:tune",
 }
 

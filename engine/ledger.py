@@ -1,7 +1,8 @@
 """The truth about a run: one row per item and prompt, written after its files are durable.
 
-A row is written once and never changed; whoever runs the same command again skips what
-has rows. SQLite with full synchronisation: a row that was committed survives a power cut.
+A row is written once and never changed, only ``forget`` removes those of quarantined items;
+whoever runs the same command again skips what has rows. SQLite with full synchronisation: a
+row that was committed survives a power cut.
 """
 
 from __future__ import annotations
@@ -34,13 +35,22 @@ CREATE TABLE IF NOT EXISTS outcomes (
 class Ledger:
     """An open ledger file, created when missing; a context manager.
 
+    Args:
+        path: the file.
+        readonly: neither create nor change it; a run may be writing meanwhile.
+
     Raises:
         OutputError: the file is not a ledger or cannot be written.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, readonly: bool = False):
         self.path = path
         try:
+            if readonly:
+                where = f"{path.resolve().as_uri()}?mode=ro"
+                self._db = sqlite3.connect(where, uri=True, timeout=30)
+                self._db.execute("SELECT 1 FROM outcomes LIMIT 1")
+                return
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute(_SCHEMA)
@@ -92,6 +102,33 @@ class Ledger:
     def items(self) -> int:
         """Distinct items."""
         return self._db.execute("SELECT COUNT(DISTINCT item) FROM outcomes").fetchone()[0]
+
+    def reasons(self) -> Counter[str]:
+        """Quarantined items per reason."""
+        query = (
+            "SELECT reason, COUNT(DISTINCT item) FROM outcomes WHERE status = 'quarantined' "
+            "GROUP BY reason"
+        )
+        return Counter(dict(self._db.execute(query).fetchall()))
+
+    def forget(self, reasons: Iterable[str]) -> int:
+        """Remove all rows of items quarantined for one of ``reasons``; returns how many items.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        wanted = list(reasons)
+        marks = ", ".join("?" for _ in wanted)
+        items = (
+            "SELECT DISTINCT item FROM outcomes WHERE status = 'quarantined' "
+            f"AND reason IN ({marks})"
+        )
+        try:
+            count = self._db.execute(f"SELECT COUNT(*) FROM ({items})", wanted).fetchone()[0]
+            self._db.execute(f"DELETE FROM outcomes WHERE item IN ({items})", wanted)
+        except sqlite3.Error as exc:
+            raise self._failure(exc) from exc
+        return count
 
     def _failure(self, exc: sqlite3.Error) -> OutputError:
         return OutputError(

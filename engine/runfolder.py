@@ -14,7 +14,8 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,7 @@ _VERSIONED = (
     *("medclipsam", "torch", "open_clip_torch", "segment-anything", "numba", "numpy"),
     *("opencv-python-headless", "pillow", "pydicom", "nibabel"),
 )
+LOCK = ".lock"
 FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
 
 
@@ -59,7 +61,7 @@ class RunFolder:
             raise OutputError(f"cannot use {path} as output folder: {exc.strerror}") from exc
         if FINGERPRINT in present:
             self._compare(fingerprint)
-        elif present - {".lock"}:
+        elif present - {LOCK}:
             raise ConfigError(f"{path} is neither empty nor a run folder; choose another with -o")
         self._take_lock()
         if FINGERPRINT not in present:
@@ -92,7 +94,7 @@ class RunFolder:
             raise OutputError(f"cannot write {self.path / LOG}: {exc.strerror}") from exc
 
     def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -111,6 +113,23 @@ class RunFolder:
                 f"{self.path} holds another run, with different {'; '.join(differences[:4])}. "
                 "Choose another folder with -o, or repeat that run's settings to resume it"
             )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run folder, so that no run starts in it meanwhile.
+
+    Raises:
+        ConfigError: it is no run folder, or a process is running in it.
+    """
+    if not (path / FINGERPRINT).is_file():
+        raise ConfigError(f"{path} is not a run folder; it has no {FINGERPRINT}")
+    with (path / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ConfigError(f"a run is going on in {path}; wait for it or stop it") from exc
+        yield
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from medclipsam.engine.boxes import BoxConfig
 from medclipsam.engine.crf import CrfConfig
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import FitMode
+from medclipsam.engine.quality import ConfidenceConfig
 from medclipsam.engine.saliency import SaliencyConfig
 
 CHOICES = {"saliency": "method", "crf": "solver", "boxes": "select"}
@@ -50,6 +51,7 @@ class EngineConfig:
         null_prompts: texts that describe images without any target.
         presence: contrast (cosine to the prompt minus cosine to the nearest null prompt or
             other prompt) below which a target is absent; None asks nothing.
+        confidence: how figures of a mask become its confidence.
         precision: ``fp32``, or ``bf16`` or ``fp16`` by autocast where the device has it.
     """
 
@@ -60,6 +62,7 @@ class EngineConfig:
     fit: FitMode = "squash"
     null_prompts: tuple[str, ...] = ()
     presence: float | None = None
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:

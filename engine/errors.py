@@ -54,6 +54,10 @@ class InputError(MedclipsamError):
         "permission": "the file may not be read",
         "not-a-file": "a pipe, socket, device or dangling link",
         "no-prompt": "the prompt file has no row for this item",
+        "unsafe-name": "a member of a container whose name would leave the output folder",
+        "timeout": "decoding took longer than the limits allow",
+        "crashed": "the decoder's process died on this item, every time",
+        "low-confidence": "the mask's confidence is below --min-confidence; it is kept apart",
         "failed": "a stage failed on this item",
     }
 

@@ -18,8 +18,9 @@ from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
-from medclipsam.engine.fit import fit_image, make_fit, unfit_map
-from medclipsam.engine.saliency import Question, compute_saliency
+from medclipsam.engine.fit import Fit, fit_image, make_fit, unfit_map
+from medclipsam.engine.quality import agreement, border_contact
+from medclipsam.engine.saliency import Answer, Question, compute_saliency
 from medclipsam.engine.segment import BoxMasks, Segmenter
 from medclipsam.engine.types import Prompts, Segment
 
@@ -37,7 +38,6 @@ ABSENT_REASONS = {
 class Found:
     """One (frame, prompt) on its way: what the stages before SAM have found."""
 
-    frame: int
     label: str
     contrast: float
     saliency: np.ndarray
@@ -113,28 +113,21 @@ class Pipeline:
         mapper: Mapper = map,
     ) -> list[dict[str, Segment]]:
         """Everything after ``compute_saliency``, whose answers it takes; else as ``segment``."""
-        solvers = list(mapper(lambda rgb: DenseCrf(rgb, self.config.crf), frames))
-        work = [
-            (solvers[n], frames[n].shape[:2], n, label, float(contrasts[p]), cells[p])
-            for n, (cells, contrasts) in enumerate(answers)
-            for p, label in enumerate(prompts[n].labels)
-        ]
-        found = list(mapper(self._find_boxes, work))
-        boxed = sorted({f.frame for f in found if len(f.boxes)})
+        found = list(mapper(self.refine, frames, prompts, answers))
+        boxed = [n for n, group in enumerate(found) if any(len(f.boxes) for f in group)]
         embeddings = dict(
             zip(boxed, self.segmenter.encode_image([frames[n] for n in boxed]), strict=True)
         )
-        chosen = [f for f in found if len(f.boxes)]
+        chosen = [(n, f) for n, group in enumerate(found) for f in group if len(f.boxes)]
         masks = self.segmenter.segment(
-            [embeddings[f.frame] for f in chosen],
-            [frames[f.frame].shape[:2] for f in chosen],
-            [f.boxes for f in chosen],
+            [embeddings[n] for n, _ in chosen],
+            [frames[n].shape[:2] for n, _ in chosen],
+            [f.boxes for _, f in chosen],
         )
-        drawn = dict(zip(map(id, chosen), masks, strict=True))
-        out: list[dict[str, Segment]] = [{} for _ in frames]
-        for f in found:
-            out[f.frame][f.label] = _conclude(f, drawn.get(id(f)))
-        return out
+        drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
+        return [
+            {f.label: self.conclude(f, drawn.get(id(f))) for f in group} for group in found
+        ]
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Prompts → (P, D); each ensemble is encoded once and remembered."""
@@ -155,57 +148,73 @@ class Pipeline:
         In order, consumed lazily; masked images of all frames share batches of one shape,
         in which neighbours do not change a result.
         """
-        nulls = [self._encode((text,)) for text in self.config.null_prompts]
-        questions = (self._ask(rgb, self.encode_prompts(p), nulls) for rgb, p in asked)
+        questions = (self.ask(rgb, wanted) for rgb, wanted in asked)
         for answer in compute_saliency(self.encoder, questions, self.config.saliency):
-            yield answer.saliency.cpu().numpy(), answer.presence.cpu().numpy()
+            yield to_numpy(answer)
 
-    def _ask(self, rgb: np.ndarray, texts: Tensor, nulls: list[Tensor]) -> Question:
+    def ask(self, rgb: np.ndarray, prompts: Prompts) -> Question:
+        """One frame and its prompts as the model takes them.
+
+        Raises:
+            ConfigError: a prompt that the model cannot read.
+        """
+        nulls = [self._encode((text,)) for text in self.config.null_prompts]
+        texts = self.encode_prompts(prompts)
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
         image = square.permute(2, 0, 1).float() / 255
         return Question(image, texts, torch.stack(nulls) if nulls else texts[:0])
 
+    def refine(
+        self, rgb: np.ndarray, prompts: Prompts, answer: tuple[np.ndarray, np.ndarray]
+    ) -> list[Found]:
+        """refine_mask and extract_boxes of one frame, for each prompt; runs on a CPU thread."""
+        solver = DenseCrf(rgb, self.config.crf)
+        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        return [
+            self._find_boxes(solver, fit, label, cells, float(contrast))
+            for label, cells, contrast in zip(prompts.labels, *answer, strict=True)
+        ]
+
     def _find_boxes(
-        self, work: tuple[DenseCrf, tuple[int, int], int, str, float, np.ndarray]
+        self, solver: DenseCrf, fit: Fit, label: str, cells: np.ndarray, contrast: float
     ) -> Found:
-        """refine_mask and extract_boxes of one (frame, prompt); runs on a CPU thread."""
-        solver, shape, frame, label, contrast, cells = work
-        fit = make_fit(*shape, self.encoder.image_size, self.config.fit)
         saliency = np.clip(unfit_map(cells, fit), 0, 1)
         empty = np.zeros(saliency.shape, bool)
         none = np.empty((0, 4), np.int32)
         if not saliency.any():
-            return Found(frame, label, contrast, saliency, empty, none, "no-saliency", "none")
+            return Found(label, contrast, saliency, empty, none, "no-saliency", "none")
         mask = solver.mask(saliency)
         boxes = select_boxes(mask, self.config.boxes)
         reason = "" if len(boxes) else "no-component"
         if self.config.presence is not None and contrast < self.config.presence:
             boxes, reason = none, "not-in-image"
-        return Found(frame, label, contrast, saliency, mask, boxes, reason, solver.kind)
+        return Found(label, contrast, saliency, mask, boxes, reason, solver.kind)
+
+    def conclude(self, found: Found, masks: BoxMasks | None) -> Segment:
+        """The end of one (frame, prompt); ``masks`` is None where it had no box."""
+        facts: dict[str, Any] = {
+            "boxes": found.boxes,
+            "saliency": found.saliency,
+            "crf_mask": found.crf_mask,
+            "crf": found.crf,
+            "contrast": found.contrast,
+        }
+        if masks is None or not masks.mask.any():
+            nothing = np.zeros(found.crf_mask.shape, bool)
+            return Segment("absent", nothing, reason=found.reason or "empty-mask", **facts)
+        figures = {
+            "predicted_iou": masks.predicted_iou,
+            "stability": masks.stability,
+            "contrast": found.contrast,
+            "agreement": agreement(found.crf_mask, masks.mask),
+            "area_share": float(masks.mask.mean()),
+            "border": border_contact(masks.mask),
+        }
+        facts |= figures
+        return Segment("done", masks.mask, confidence=self.config.confidence.of(figures), **facts)
 
 
-def _conclude(found: Found, masks: BoxMasks | None) -> Segment:
-    if masks is None or not masks.mask.any():
-        return Segment(
-            status="absent",
-            mask=np.zeros(found.saliency.shape, bool),
-            boxes=found.boxes,
-            saliency=found.saliency,
-            crf_mask=found.crf_mask,
-            crf=found.crf,
-            reason=found.reason or "empty-mask",
-            contrast=found.contrast,
-        )
-    return Segment(
-        status="done",
-        mask=masks.mask,
-        boxes=found.boxes,
-        saliency=found.saliency,
-        crf_mask=found.crf_mask,
-        crf=found.crf,
-        contrast=found.contrast,
-        predicted_iou=masks.predicted_iou,
-        stability=masks.stability,
-        confidence=masks.predicted_iou * masks.stability,
-    )
+def to_numpy(answer: Answer) -> tuple[np.ndarray, np.ndarray]:
+    """Maps float32 (P, h, w) and contrasts (P,) of an answer."""
+    return answer.saliency.cpu().numpy(), answer.presence.cpu().numpy()

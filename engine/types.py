@@ -39,8 +39,10 @@ class Grid:
     Attributes:
         kind: the family of the source file.
         spacing: (row, column) distance of pixel centres in mm, where the file tells.
-        affine: (4, 4) voxel-to-world matrix of a NIfTI source, in its stored voxel order.
-        shape: stored shape of a NIfTI source, of 2 or 3 axes.
+        affine: (4, 4) voxel-to-world matrix in RAS+ mm: of a NIfTI source in its stored voxel
+            order; of a DICOM source by (column, row, frame), None where its geometry is unknown.
+        shape: stored shape of a NIfTI source, of 2 or 3 axes; (W, H, F) of a DICOM source
+            with an affine.
         axis: anatomical axis along which a NIfTI source is sliced:
             0 sagittal, 1 coronal, 2 axial.
     """
@@ -88,7 +90,10 @@ class Segment:
             or other prompt; NaN for one prompt without null prompts.
         predicted_iou: SAM's own estimate in [0, 1], mean over boxes; NaN where absent.
         stability: IoU of the masks at logits ±1, mean over boxes; NaN where absent.
-        confidence: ``predicted_iou × stability``; 0 where absent.
+        agreement: DSC of ``crf_mask`` and ``mask``; NaN where absent.
+        area_share: share of the picture that the mask covers; NaN where absent.
+        border: share of the picture's outermost pixels that it covers; NaN where absent.
+        confidence: see ``medclipsam.engine.quality.ConfidenceConfig``; 0 where absent.
     """
 
     status: Status
@@ -101,6 +106,9 @@ class Segment:
     contrast: float = float("nan")
     predicted_iou: float = float("nan")
     stability: float = float("nan")
+    agreement: float = float("nan")
+    area_share: float = float("nan")
+    border: float = float("nan")
     confidence: float = 0.0
 
 
@@ -109,7 +117,8 @@ class Outcome:
     """The fate of one item and prompt, as the ledger stores it.
 
     ``figures`` are means over the frames that hold the target, ``boxes`` is one
-    list of boxes a frame, ``mask`` the mask file relative to the run folder.
+    list of boxes a frame, ``mask`` the mask file relative to the run folder, ``digest`` the
+    sha256 of the item's encoded bytes, empty where they could not be read.
     """
 
     item: str
@@ -125,3 +134,4 @@ class Outcome:
     figures: dict[str, float | None] = field(default_factory=dict)
     boxes: list[list[list[int]]] = field(default_factory=list)
     seconds: float = 0.0
+    digest: str = ""

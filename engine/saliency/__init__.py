@@ -6,6 +6,7 @@ it wants to see and what it makes of them, and one more branch in ``_open_probe`
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -19,13 +20,14 @@ from medclipsam.engine.saliency.contrastcam import contrastcam, probe_contrastca
 from medclipsam.engine.saliency.gradcam import gradcam, probe_gradcam
 from medclipsam.engine.saliency.gscorecam import gscorecam, probe_gscorecam
 from medclipsam.engine.saliency.m2ib import m2ib, probe_m2ib
-from medclipsam.engine.saliency.rows import Probe, run_probes
+from medclipsam.engine.saliency.rows import Probe, RowQueue
 from medclipsam.engine.saliency.scorecam import probe_scorecam, scorecam
 
 __all__ = [
     "Answer",
     "Question",
     "SaliencyConfig",
+    "SaliencyQueue",
     "compute_saliency",
     "contrastcam",
     "gradcam",
@@ -118,6 +120,32 @@ class Answer:
     presence: Tensor
 
 
+class SaliencyQueue:
+    """Questions in, answers out in the same order; their rows share batches."""
+
+    def __init__(self, model: ClipEncoder, config: SaliencyConfig):
+        self._model, self._config = model, config
+        self._asked: deque[Question] = deque()
+        self.rows = RowQueue(model)
+
+    def ask(self, question: Question) -> None:
+        """Encode the image and let its rows wait."""
+        self.rows.add(_open_probe(self._model, question, self._config))
+        self._asked.append(question)
+
+    def answers(self) -> Iterator[Answer]:
+        """Answers of those questions whose rows are all embedded."""
+        for probe, saliency in self.rows.finished():
+            question = self._asked.popleft()
+            found = presence(question.prompts, question.nulls, probe.embedding)
+            yield Answer(saliency, found)
+
+    def clear(self) -> None:
+        """Forget every question."""
+        self.rows.clear()
+        self._asked.clear()
+
+
 def compute_saliency(
     model: ClipEncoder, questions: Iterable[Question], config: SaliencyConfig
 ) -> Iterator[Answer]:
@@ -125,17 +153,15 @@ def compute_saliency(
 
     ``questions`` is consumed lazily; memory does not grow with their number.
     """
-    asked: list[Question] = []
-
-    def probes() -> Iterator[Probe]:
-        for question in questions:
-            asked.append(question)
-            yield _open_probe(model, question, config)
-
-    for probe, saliency in run_probes(model, probes()):
-        question = asked.pop(0)
-        found = presence(question.prompts, question.nulls, probe.embedding)
-        yield Answer(saliency, found)
+    queue = SaliencyQueue(model, config)
+    for question in questions:
+        queue.ask(question)
+        while queue.rows.full:
+            queue.rows.run()
+        yield from queue.answers()
+    if queue.rows.waiting:
+        queue.rows.run()
+    yield from queue.answers()
 
 
 def _open_probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:

@@ -1,8 +1,8 @@
 """Score rows: masked images of many images, embedded in batches of one shape.
 
-A method says with a ``Probe`` which rows of an image it wants to see; the queue cuts the
-rows of all images into batches of exactly ``ClipEncoder.rows``, so only the very last
-batch is padded, and pixels of a row exist only while its batch does.
+A method says with a ``Probe`` which rows of an image it wants to see; ``RowQueue`` cuts the
+rows of all images into batches of exactly ``ClipEncoder.rows``, padded only where no further
+row is to be had, and pixels of a row exist only while its batch does.
 """
 
 from __future__ import annotations
@@ -41,31 +41,75 @@ class _Open:
     received: int = 0
 
 
+class RowQueue:
+    """Rows of many probes on their way through batches of one shape, first come, first served.
+
+    What is held is spans of rows and the embeddings of probes that are not complete; pixels
+    exist only while their batch does.
+    """
+
+    def __init__(self, model: ClipEncoder):
+        self._model = model
+        self._open: deque[_Open] = deque()
+        self._spans: deque[tuple[_Open, int, int]] = deque()
+        self.waiting = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether a whole batch waits."""
+        return self.waiting >= self._model.rows
+
+    def add(self, probe: Probe) -> None:
+        """Let the rows of ``probe`` wait for a batch."""
+        entry = _Open(probe)
+        self._open.append(entry)
+        if probe.rows:
+            self._spans.append((entry, 0, probe.rows))
+            self.waiting += probe.rows
+
+    def run(self) -> None:
+        """Embed one batch, padded if fewer rows wait than it has."""
+        batch, left = [], self._model.rows
+        while self._spans and left:
+            entry, start, stop = self._spans.popleft()
+            cut = min(stop, start + left)
+            batch.append((entry, start, cut))
+            if cut < stop:
+                self._spans.appendleft((entry, cut, stop))
+            left -= cut - start
+        self.waiting -= self._model.rows - left
+        _embed(self._model, batch)
+
+    def finished(self) -> Iterator[tuple[Probe, Tensor]]:
+        """Complete probes with their saliency, in the order of their adding."""
+        while self._open and self._open[0].received == self._open[0].probe.rows:
+            entry = self._open.popleft()
+            probe = entry.probe
+            rows = torch.cat(entry.parts) if entry.parts else probe.embedding.new_empty(0, 0)
+            yield probe, probe.finish(rows)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._open.clear()
+        self._spans.clear()
+        self.waiting = 0
+
+
 def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[tuple[Probe, Tensor]]:
     """Each probe with its saliency, in order, as soon as its last row has been embedded.
 
     ``probes`` is consumed lazily: what is held is one batch of pixels, and the embeddings
     of those images whose rows are in it.
     """
-    waiting: deque[_Open] = deque()
-    batch: list[tuple[_Open, int, int]] = []
-    filled = 0
+    queue = RowQueue(model)
     for probe in probes:
-        entry = _Open(probe)
-        waiting.append(entry)
-        start = 0
-        while start < probe.rows:
-            stop = min(probe.rows, start + model.rows - filled)
-            batch.append((entry, start, stop))
-            filled += stop - start
-            start = stop
-            if filled == model.rows:
-                _embed(model, batch)
-                batch, filled = [], 0
-        yield from _finished(waiting)
-    if batch:
-        _embed(model, batch)
-    yield from _finished(waiting)
+        queue.add(probe)
+        while queue.full:
+            queue.run()
+        yield from queue.finished()
+    if queue.waiting:
+        queue.run()
+    yield from queue.finished()
 
 
 def _embed(model: ClipEncoder, batch: list[tuple[_Open, int, int]]) -> None:
@@ -81,14 +125,6 @@ def _embed(model: ClipEncoder, batch: list[tuple[_Open, int, int]]) -> None:
         entry.parts.append(embeddings[at : at + count])
         entry.received += count
         at += count
-
-
-def _finished(waiting: deque[_Open]) -> Iterator[tuple[Probe, Tensor]]:
-    while waiting and waiting[0].received == waiting[0].probe.rows:
-        entry = waiting.popleft()
-        probe = entry.probe
-        rows = torch.cat(entry.parts) if entry.parts else probe.embedding.new_empty(0, 0)
-        yield probe, probe.finish(rows)
 
 
 def stack_maps(model: ClipEncoder, probes: Iterable[Probe]) -> Tensor:

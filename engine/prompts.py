@@ -132,7 +132,7 @@ def read_prompt_table(
 
 
 def _normal_item(item: str) -> str:
-    return ItemRef(item.replace("\\", "/").removeprefix("./")).id
+    return ItemRef(item.replace("\\", "/").removeprefix("./").lstrip("/")).id
 
 
 def _read_table(path: Path) -> dict[str, list]:

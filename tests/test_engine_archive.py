@@ -2,13 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from medclipsam.engine.archive import Limits, Listing, list_items, read_image
+from medclipsam.engine.archive import Limits, open_archive, read_image
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.types import ItemRef
 
@@ -27,8 +29,8 @@ def reason(root: Path, name: str, limits: Limits | None = None) -> str:
     return caught.value.reason
 
 
-def paths(root: Path, exclude: Path | None = None) -> list[str]:
-    return [ref.path for ref in list_items(root, exclude)]
+def paths(root: Path) -> list[str]:
+    return [entry.ref.path for entry in open_archive(root)]
 
 
 def test_order_is_by_name_folder_by_folder(tmp_path):
@@ -41,10 +43,10 @@ def test_order_is_by_name_folder_by_folder(tmp_path):
 def test_hidden_excluded_and_unknown_files_are_passed_over(tmp_path):
     for name in ("x.png", ".hidden.png", "._x.png", ".git/y.png", "out/masks/x.png", "n.txt", "m"):
         picture(tmp_path / name)
-    listing = Listing(tmp_path, exclude=tmp_path / "out")
-    assert [ref.path for ref in listing] == ["x.png"]
+    listing = open_archive(tmp_path, avoid=tmp_path / "out")
+    assert [entry.ref.path for entry in listing] == ["x.png"]
     assert listing.ignored == {".txt": 1, "": 1}
-    assert [ref.path for ref in listing] == ["x.png"]
+    assert [entry.ref.path for entry in listing] == ["x.png"]
     assert listing.ignored == {".txt": 1, "": 1}, "counted anew by each pass"
 
 
@@ -58,10 +60,10 @@ def test_dicom_files_without_suffix_are_found_by_magic(tmp_path):
 def test_listing_is_lazy(tmp_path):
     for name in ("a/1.png", "b/1.png"):
         picture(tmp_path / name)
-    items = list_items(tmp_path)
-    assert next(items).path == "a/1.png"
+    items = iter(open_archive(tmp_path))
+    assert next(items).ref.path == "a/1.png"
     picture(tmp_path / "b/2.png")
-    assert [ref.path for ref in items] == ["b/1.png", "b/2.png"]
+    assert [entry.ref.path for entry in items] == ["b/1.png", "b/2.png"]
 
 
 def test_link_loops_end_and_linked_folders_are_not_followed(tmp_path):
@@ -69,8 +71,8 @@ def test_link_loops_end_and_linked_folders_are_not_followed(tmp_path):
     (tmp_path / "real/loop").symlink_to(tmp_path)
     (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
     (tmp_path / "linked.png").symlink_to(tmp_path / "real/x.png")
-    listing = Listing(tmp_path)
-    assert [ref.path for ref in listing] == ["linked.png", "real/x.png", "self.png"]
+    listing = open_archive(tmp_path)
+    assert [entry.ref.path for entry in listing] == ["linked.png", "real/x.png", "self.png"]
     assert listing.ignored == {"linked folder": 1}
     assert reason(tmp_path, "self.png") == "not-a-file"
     assert read_image(tmp_path, ItemRef("linked.png")).frames.shape == (1, 9, 7, 3)
@@ -84,12 +86,12 @@ def test_root_may_be_one_file(tmp_path):
 
 def test_roots_without_images_are_configuration_errors(tmp_path):
     with pytest.raises(ConfigError, match="no archive"):
-        list_items(tmp_path / "missing")
+        open_archive(tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"found no images .* \.txt × 1"):
         paths(tmp_path)
     with pytest.raises(ConfigError, match="itself"):
-        Listing(tmp_path, exclude=tmp_path)
+        open_archive(tmp_path, avoid=tmp_path)
 
 
 def test_special_files_are_listed_and_quarantined_without_blocking(tmp_path, monkeypatch):
@@ -108,7 +110,8 @@ def test_special_files_are_listed_and_quarantined_without_blocking(tmp_path, mon
 def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"r\xf6ntgen\xff.png")
     picture(tmp_path / name)
-    (ref,) = list_items(tmp_path)
+    (entry,) = open_archive(tmp_path)
+    ref = entry.ref
     assert ref.path == name
     assert ref.id == r"r\xf6ntgen\xff.png"
     assert read_image(tmp_path, ref).ref == ref
@@ -116,7 +119,8 @@ def test_names_that_are_not_utf8(tmp_path):
 
 def test_vanished_empty_oversized_and_unknown_content(tmp_path):
     path = picture(tmp_path / "x.png")
-    (ref,) = list_items(tmp_path)
+    (entry,) = open_archive(tmp_path)
+    ref = entry.ref
     assert reason(tmp_path, "x.png", Limits(max_bytes=20)) == "too-large"
     assert reason(tmp_path, "x.png", Limits(max_pixels=62)) == "too-large"
     read_image(tmp_path, ref, Limits(max_pixels=63))
@@ -168,6 +172,69 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
         facts = looked(handle)
         return os.stat_result((*facts[:6], facts.st_size + 1, *facts[7:10]))
 
-    monkeypatch.setattr("medclipsam.engine.archive.reader.os.fstat", grown)
+    monkeypatch.setattr("medclipsam.engine.archive.files.os.fstat", grown)
     assert path.exists()
     assert reason(tmp_path, "x.png") == "truncated"
+
+
+def test_what_an_archive_says_of_itself(tmp_path, monkeypatch):
+    picture(tmp_path / "scans/x.png")
+    archive = open_archive(tmp_path / "scans")
+    assert archive.identity == str(tmp_path / "scans") and archive.name == "scans"
+    assert archive.countable and archive.count() == 1
+    (tmp_path / "link").symlink_to(tmp_path / "scans")
+    assert open_archive(str(tmp_path / "link")).identity == archive.identity
+    monkeypatch.chdir(tmp_path / "scans")
+    here = open_archive(".")
+    assert here.identity == archive.identity and here.name == "scans"
+    (entry,) = here
+    assert entry.files == (tmp_path / "scans/x.png",) and entry.fetch is None
+    one = open_archive("x.png")
+    assert one.identity == str(tmp_path / "scans/x.png") and one.name == "x.png"
+
+
+def test_one_file_of_another_kind(tmp_path):
+    for name, data in {"x.rar": b"Rar!", "notes": b"text", "x.7z": b"7z"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match="neither an image nor an archive"):
+            open_archive(tmp_path / name)
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    assert paths(tmp_path / "damaged.png") == ["damaged.png"]
+    (tmp_path / "empty").write_bytes(b"")
+    assert paths(tmp_path / "empty") == ["empty"]
+
+
+def test_results_are_not_written_into_the_archive(tmp_path):
+    picture(tmp_path / "scans/x.png")
+    for spec in (tmp_path / "scans", tmp_path / "scans/x.png", f"file://{tmp_path}/scans"):
+        with pytest.raises(ConfigError, match="itself"):
+            open_archive(spec, avoid=Path(str(spec).removeprefix("file://")))
+    assert len(list(open_archive(tmp_path, avoid=tmp_path / "out"))) == 1
+    with pytest.raises(ConfigError, match="no images"):
+        list(open_archive(tmp_path, avoid=tmp_path / "scans"))
+
+
+def test_a_folder_of_thousands_is_listed_one_folder_at_a_time(tmp_path, monkeypatch):
+    for k in range(50):
+        (tmp_path / f"{k:03}").mkdir()
+        for n in range(200):
+            (tmp_path / f"{k:03}/{n:03}.png").touch()
+    opened, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scan(path))
+    monkeypatch.setattr(os, "open", None)
+    entries = iter(open_archive(tmp_path))
+    assert next(entries).ref.id == "000/000.png" and len(opened) == 2
+    assert sum(1 for _ in entries) == 9999 and len(opened) == 51
+
+
+def test_the_archive_is_light_to_import():
+    heavy = ("torch", "cv2", "gdcm", "pyarrow", "fsspec", "numba", "transformers")
+    program = f"""
+import sys
+import medclipsam.engine.archive
+print(*[name for name in {heavy} if sys.modules.get(name)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert not done.stdout.split()

@@ -16,9 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
 from medclipsam.engine.archive import lossless
-from medclipsam.engine.archive.dicom import read_dicom, stream_size
+from medclipsam.engine.archive.dicom import read_dicom
 from medclipsam.engine.archive.grayscale import look_up, window
 from medclipsam.engine.archive.limits import Limits
+from medclipsam.engine.archive.streams import stream_size
 from medclipsam.engine.errors import BackendError, InputError
 
 # pytest overrides the filter that the engine installs against pydicom's remarks.

@@ -1,8 +1,21 @@
 """The archive: which files are items, and what each of them shows."""
 
+from medclipsam.engine.archive.archive import Archive
 from medclipsam.engine.archive.codecs import HAVE_GDCM
+from medclipsam.engine.archive.decoders import Decoders
+from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.limits import Limits
-from medclipsam.engine.archive.listing import Listing, list_items
-from medclipsam.engine.archive.reader import read_image
+from medclipsam.engine.archive.reader import Decoded, decode, read_image
+from medclipsam.engine.archive.source import open_archive
 
-__all__ = ["HAVE_GDCM", "Limits", "Listing", "list_items", "read_image"]
+__all__ = [
+    "HAVE_GDCM",
+    "Archive",
+    "Decoded",
+    "Decoders",
+    "Entry",
+    "Limits",
+    "decode",
+    "open_archive",
+    "read_image",
+]

@@ -7,14 +7,13 @@ looked at, so it cannot reach a result, a message or a log.
 from __future__ import annotations
 
 import io
-import struct
 import zlib
-from itertools import islice
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import (
@@ -22,14 +21,15 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
-    RLELossless,
 )
 
 from medclipsam.engine.archive.codecs import HAVE_GDCM
-from medclipsam.engine.archive.grayscale import functional, show_grey
+from medclipsam.engine.archive.geometry import Planes, make_affine, read_planes, read_spacing
+from medclipsam.engine.archive.grayscale import show_grey
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.lossless import DECODER
-from medclipsam.engine.archive.window import as_frames, check_values
+from medclipsam.engine.archive.streams import check_streams
+from medclipsam.engine.archive.window import as_frames, check_finite, is_constant
 from medclipsam.engine.errors import BackendError, InputError
 from medclipsam.engine.types import Grid
 
@@ -44,6 +44,9 @@ ELEMENTS = [
     "Rows",
     "Columns",
     "PixelSpacing",
+    "SliceThickness",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
     "BitsAllocated",
     "BitsStored",
     "HighBit",
@@ -74,12 +77,28 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010) in both b
 SAFE_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
 LOSSLESS_PLUGINS = ("pylibjpeg", "gdcm")
 DEFLATED = 1 << 16  # bytes inflated at a time
-CENTIMETRES = 3  # of PhysicalUnitsXDirection
 
 
 def is_dicom(data: bytes) -> bool:
     """Whether ``data`` is a DICOM file, by its magic bytes after the preamble."""
     return data[128:132] == b"DICM"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one DICOM file shows and where that lies.
+
+    Attributes:
+        pixels: uint8 (F, H, W) or (F, H, W, 3) as displayed.
+        constant: whether all stored values are the same, as in air beside a body.
+        spacing: (row, column) distance of pixel centres in mm, where the file tells.
+        planes: of its frames in space, where the file tells.
+    """
+
+    pixels: np.ndarray
+    constant: bool
+    spacing: tuple[float, float] | None
+    planes: Planes | None
 
 
 def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
@@ -88,16 +107,34 @@ def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     Returns:
         frames uint8 (F, H, W, 3) and the grid.
     """
+    picture = read_picture(data, limits)
+    if picture.constant:
+        raise refuse("constant", "expected a picture, got the same value in every pixel")
+    frames = as_frames(picture.pixels)
+    return frames, make_grid(frames, picture.spacing, picture.planes)
+
+
+def make_grid(
+    frames: np.ndarray, spacing: tuple[float, float] | None, planes: Planes | None
+) -> Grid:
+    """The grid of frames (F, H, W, 3): with shape (W, H, F) and affine where they lie evenly."""
+    affine = make_affine(planes) if planes is not None else None
+    shape = frames.shape[2::-1] if affine is not None else ()
+    return Grid("dicom", spacing=spacing, affine=affine, shape=shape)
+
+
+def read_picture(data: bytes, limits: Limits) -> Picture:
+    """Decode one file, even if it shows nothing, as one slice of a series may."""
     try:
         ds = _parse(data, limits)
         count = _check_header(ds, data, limits)
         plugin = _choose_decoder(ds)
         if ds.file_meta.TransferSyntaxUID.is_encapsulated:
-            _check_streams(ds, count)
+            check_streams(ds, count)
         stored = _decode(ds, data, plugin, count)
-        check_values(stored)
-        pixels = _show(stored, ds)
-        return as_frames(pixels), Grid("dicom", spacing=_spacing(ds))
+        check_finite(stored)
+        pixels, planes = _show(stored, ds), read_planes(ds, len(stored))
+        return Picture(pixels, is_constant(stored), read_spacing(ds), planes)
     except (InputError, BackendError, MemoryError):
         raise
     except Exception as exc:  # decoders and odd elements may raise anything
@@ -109,17 +146,22 @@ def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
 
 def _parse(data: bytes, limits: Limits) -> Dataset:
     stream = io.BytesIO(data)
-    stream.seek(132)
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if not meta.get("TransferSyntaxUID"):
-        raise refuse("unreadable", "expected a transfer syntax in the DICOM header, got none")
-    if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+    if read_syntax(stream) == DeflatedExplicitVRLittleEndian:
         _check_deflated(stream.read(), limits)
     ds = dcmread(io.BytesIO(data), specific_tags=list(ELEMENTS))
     for element in list(ds):
         if element.is_empty:
             del ds[element.tag]
     return ds
+
+
+def read_syntax(stream: BinaryIO) -> str:
+    """The transfer syntax of a DICOM file, and nothing beyond; ``stream`` stands behind it."""
+    stream.seek(132)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if not meta.get("TransferSyntaxUID"):
+        raise refuse("unreadable", "expected a transfer syntax in the DICOM header, got none")
+    return str(meta.TransferSyntaxUID)
 
 
 def _check_deflated(data: bytes, limits: Limits) -> None:
@@ -186,54 +228,6 @@ def _choose_decoder(ds: Dataset) -> str:
     return found[0]
 
 
-def _check_streams(ds: Dataset, count: int) -> None:
-    """Refuse compressed frames that are missing, cut off, or of another size than declared.
-
-    Decoders fill the rest of a picture that is cut off with grey, and a frame may claim
-    more pixels than the header that the limits were checked against.
-    """
-    offsets = None
-    if "ExtendedOffsetTable" in ds and "ExtendedOffsetTableLengths" in ds:
-        offsets = (ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths)
-    streams = generate_frames(ds.PixelData, number_of_frames=count, extended_offsets=offsets)
-    got = 0
-    for stream in islice(streams, count):
-        got += 1
-        if ds.file_meta.TransferSyntaxUID == RLELossless:
-            continue
-        size = stream_size(stream)
-        if size is not None and size != (ds.Rows, ds.Columns):
-            raise refuse(
-                "unreadable",
-                f"expected frames of {ds.Rows} × {ds.Columns}, got one of {size[0]} × {size[1]}",
-            )
-        if stream.rfind(b"\xff\xd9", max(0, len(stream) - 64)) < 0:
-            raise refuse("truncated", f"expected frame {got} up to its end mark, got only a part")
-    if got < count:
-        raise refuse("truncated", f"expected {count} frames, got {got}")
-
-
-def stream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream declares, where it does."""
-    start = stream.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000, bare or in a JP2 box
-    if start >= 0:
-        width, height, left, top = struct.unpack_from(">4I", stream, start + 8)
-        return height - top, width - left
-    at = 2
-    while stream.startswith(b"\xff\xd8") and at + 9 <= len(stream):
-        marker = stream[at + 1]
-        if stream[at] != 0xFF:
-            return None
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack_from(">2H", stream, at + 5)
-            return rows, columns
-        else:
-            at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
-    return None
-
-
 def _decode(ds: Dataset, data: bytes, plugin: str, count: int) -> np.ndarray:
     """Stored values (F, H, W), or (F, H, W, 3) in RGB."""
     apart = plugin == "gdcm"
@@ -256,24 +250,3 @@ def _show(stored: np.ndarray, ds: Dataset) -> np.ndarray:
 def _to_bytes(colour: np.ndarray, bits: int) -> np.ndarray:
     """uint8 of unsigned colour samples of ``bits`` bits."""
     return colour.astype(np.uint8) if bits <= 8 else (colour >> (bits - 8)).astype(np.uint8)
-
-
-def _spacing(ds: Dataset) -> tuple[float, float] | None:
-    """(row, column) distance in mm from whatever the object tells, or None."""
-    value = functional(ds, 0, "PixelMeasuresSequence").get("PixelSpacing")
-    value = value or ds.get("ImagerPixelSpacing")
-    regions = ds.get("SequenceOfUltrasoundRegions") or []
-    if not value and len(regions) == 1 and _in_centimetres(regions[0]):
-        region = regions[0]
-        value = [abs(10.0 * region.PhysicalDeltaY), abs(10.0 * region.PhysicalDeltaX)]
-    try:
-        row, column = (float(v) for v in value)
-    except (TypeError, ValueError):
-        return None
-    return (row, column) if 0 < row < np.inf and 0 < column < np.inf else None
-
-
-def _in_centimetres(region: Dataset) -> bool:
-    axes = (region.get(f"PhysicalUnits{axis}Direction") for axis in "XY")
-    deltas = (region.get(f"PhysicalDelta{axis}") for axis in "XY")
-    return all(axis == CENTIMETRES for axis in axes) and None not in deltas

@@ -16,17 +16,19 @@ class Limits:
     Attributes:
         max_bytes: size of the file, and of what a compressed file may inflate to.
         max_pixels: F·H·W of all its frames together.
+        max_seconds: time to decode it in, where a process of its own does that.
+        max_memory: address space of that process in bytes.
     """
 
     max_bytes: int = 2 << 30
     max_pixels: int = 1 << 28
+    max_seconds: float = 120.0
+    max_memory: int = 16 << 30
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.max_pixels < 1:
-            raise ConfigError(
-                "limits must be positive, got "
-                f"max_bytes={self.max_bytes} and max_pixels={self.max_pixels}"
-            )
+        wrong = [f"{name}={value}" for name, value in vars(self).items() if not value > 0]
+        if wrong:
+            raise ConfigError(f"limits must be positive, got {' and '.join(wrong)}")
 
     def check_pixels(self, frames: int, height: int, width: int) -> None:
         """Refuse an item by the (F, H, W) of its header."""

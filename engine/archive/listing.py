@@ -1,9 +1,8 @@
-"""Which files of a folder are items.
+"""The items of a folder, in a fixed order: by name, folder by folder.
 
 Refuses to know what is in them, but for the four magic bytes of a DICOM file without
-a suffix. Lazy: only one folder's entries are held at a time. Nothing that carries an
-image suffix is dropped, whatever it turns out to be: reading it later says why it
-cannot be used, and so it is accounted for.
+a suffix, and, where series are wanted, the headers of DICOM files. Lazy: only one
+folder's entries are held at a time.
 """
 
 from __future__ import annotations
@@ -11,114 +10,110 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from medclipsam.engine.archive.blob import LocalBlob
+from medclipsam.engine.archive.containers import list_members
+from medclipsam.engine.archive.entry import Entry
+from medclipsam.engine.archive.files import has_magic
+from medclipsam.engine.archive.kinds import SUFFIXES, is_container, known_suffix
+from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits
+from medclipsam.engine.archive.series import group_series
+from medclipsam.engine.archive.sieve import Sieve
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import ItemRef
 
-SUFFIXES = (
-    ".nii.gz",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".dcm",
-    ".dicom",
-    ".ima",
-    ".nii",
-)
+__all__ = ["SUFFIXES", "Folder", "Listing", "known_suffix"]
 
 
-def known_suffix(name: str) -> str:
-    """The image suffix ``name`` ends in, as written there, or empty."""
-    lower = name.lower()
-    return next((name[-len(s) :] for s in SUFFIXES if lower.endswith(s)), "")
+class Folder:
+    """Walks a folder.
 
+    Hidden files and folders (``.x``) and linked folders are passed over, containers are
+    replaced by their members. A folder that may not be opened is listed itself, so that
+    it ends up in quarantine.
 
-class Listing:
-    """The items under ``root`` in a fixed order: by name, folder by folder.
-
-    Hidden files and folders (``.x``) and linked folders are passed over. A folder
-    that may not be opened is listed itself, so that it ends up in quarantine.
-
-    Attributes:
-        ignored: suffix → number of files that are not images, filled while iterating.
-
-    Raises:
-        ConfigError: the root is missing, cannot be opened or holds no image.
+    Args:
+        root: the folder.
+        avoid: a folder below it that is passed over, such as the one written to.
+        series: one entry for all DICOM files of a folder that make a volume.
+        limits: caps on the members of containers.
     """
 
-    def __init__(self, root: Path, exclude: Path | None = None):
-        self.root = Path(root)
-        self.ignored: Counter[str] = Counter()
-        if not os.path.lexists(self.root):
-            raise ConfigError(f"there is no archive at {self.root}; check the path")
-        self._exclude = os.path.realpath(exclude) if exclude is not None else None
-        if self._exclude == os.path.realpath(self.root):
-            raise ConfigError(
-                f"the output folder is the archive {self.root} itself; choose another one"
-            )
+    def __init__(
+        self,
+        root: Path,
+        avoid: Path | None = None,
+        series: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+    ):
+        self._root = root
+        self._avoid = os.path.realpath(avoid) if avoid is not None else None
+        self._series = series
+        self._limits = limits
 
-    def __iter__(self) -> Iterator[ItemRef]:
-        self.ignored = Counter()
-        if not self.root.is_dir():
-            yield ItemRef(self.root.name)
-            return
-        found = False
-        for ref in self._walk():
-            found = True
-            yield ref
-        if not found:
-            others = ", ".join(f"{s or 'no suffix'} × {n}" for s, n in sorted(self.ignored.items()))
-            raise ConfigError(
-                f"found no images under {self.root}; expected files such as .png, .jpg, .tif, "
-                f".dcm or .nii.gz, got {others or 'no files'}"
-            )
+    def walk(self, sieve: Sieve) -> Iterator[Entry]:
+        """Its items.
 
-    def _walk(self) -> Iterator[ItemRef]:
-        top = os.path.realpath(self.root)
+        Raises:
+            ConfigError: the folder itself cannot be opened.
+        """
+        top = os.path.realpath(self._root)
         try:
-            pending = [iter(_entries(top))]
+            pending = [self._items(_entries(top), "", sieve)]
         except OSError as exc:
-            raise ConfigError(f"cannot open {self.root}: {exc.strerror}") from exc
+            raise ConfigError(f"cannot open {self._root}: {exc.strerror}") from exc
         while pending:
-            entry = next(pending[-1], None)
-            if entry is None:
+            found = next(pending[-1], None)
+            if found is None:
                 pending.pop()
-                continue
-            if entry.name.startswith(".") or entry.path == self._exclude:
-                continue
-            ref = ItemRef(entry.path[len(top) :].lstrip(os.sep).replace(os.sep, "/"))
-            if entry.is_dir(follow_symlinks=False):
+            elif isinstance(found, Entry):
+                yield found
+            else:
+                path = found.path[len(top) :].lstrip(os.sep).replace(os.sep, "/")
                 try:
-                    pending.append(iter(_entries(entry.path)))
+                    pending.append(self._items(_entries(found.path), f"{path}/", sieve))
                 except OSError:  # no permission, or gone: reading it says which
-                    yield ref
-            elif self._is_item(entry):
-                yield ref
+                    yield _file_entry(found.path, path)
 
-    def _is_item(self, entry: os.DirEntry[str]) -> bool:
+    def _items(
+        self, entries: list[os.DirEntry[str]], prefix: str, sieve: Sieve
+    ) -> Iterator[Entry | os.DirEntry[str]]:
+        """The items and the folders of one folder."""
+        grouped: dict[str, Entry | None] = {}
+        if self._series:
+            files = [e for e in entries if self._is_item(e, prefix + e.name, Sieve(sieve.patterns))]
+            grouped = group_series([Path(entry.path) for entry in files], prefix)
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.name.startswith(".") or entry.path == self._avoid:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if not sieve.patterns.leave_out(f"{path}/"):
+                    yield entry
+            elif is_container(entry.name) and not _links_to_folder(entry):
+                if not sieve.patterns.leave_out(path):
+                    yield from list_members(LocalBlob(path, Path(entry.path)), sieve, self._limits)
+            elif entry.name in grouped:
+                series = grouped[entry.name]
+                if series is not None:
+                    yield series
+            elif self._is_item(entry, path, sieve):
+                yield _file_entry(entry.path, path)
+
+    @staticmethod
+    def _is_item(entry: os.DirEntry[str], path: str, sieve: Sieve) -> bool:
         # No look at the file itself unless its entry leaves a doubt: that is a round
         # trip a file on network storage.
-        suffix = os.path.splitext(entry.name)[1]
         if _links_to_folder(entry):
-            self.ignored["linked folder"] += 1
+            sieve.ignored["linked folder"] += 1
             return False
-        if known_suffix(entry.name):
-            return True
-        bare = not suffix or suffix[1:].isdigit()
-        candidate = bare and entry.name.upper() != "DICOMDIR"
-        if candidate and _has_dicom_magic(entry):
-            return True
-        self.ignored[suffix.lower()] += 1
-        return False
+        return sieve.keep(path, partial(has_magic, Path(entry.path)))
 
 
-def list_items(root: Path, exclude: Path | None = None) -> Iterator[ItemRef]:
-    """The items under ``root``, lazily; see :class:`Listing`."""
-    return iter(Listing(root, exclude))
+def _file_entry(file: str, path: str) -> Entry:
+    return Entry(ItemRef(path), files=(Path(file),))
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -131,19 +126,3 @@ def _links_to_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_symlink() and entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _has_dicom_magic(entry: os.DirEntry[str]) -> bool:
-    try:
-        if not entry.is_file():
-            return False
-        # Non-blocking: the file may have become a pipe since it was looked at.
-        handle = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        return False
-    try:
-        return os.pread(handle, 4, 128) == b"DICM"
-    except OSError:
-        return False
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -135,11 +136,13 @@ def serve() -> None:
             data = _receive(sys.stdin.buffer)
         except EOFError:
             return
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)  # should nobody be left to end a loop
         reply = io.BytesIO()
         try:
             np.save(reply, pixel_array(io.BytesIO(data), decoding_plugin="gdcm"))
         except Exception:  # reported as an empty reply
             reply = io.BytesIO()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         _send(output, reply.getvalue())
 
 

@@ -155,7 +155,7 @@ def _check_tiff_chain(data: bytes) -> None:
             (entries,) = struct.unpack_from(order + counter, data, page)
             at = page + struct.calcsize(order + counter) + entries * entry
             (page,) = struct.unpack_from(order + pointer, data, at)
-    except struct.error as exc:
+    except (struct.error, OverflowError) as exc:  # BigTIFF holds offsets beyond any index
         raise refuse("truncated", f"expected more TIFF pages beyond byte {len(data)}") from exc
 
 

@@ -6,20 +6,39 @@ comes out as InputError with a stable reason; anything else is a bug.
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from medclipsam.engine.archive.dicom import is_dicom, read_dicom
+from medclipsam.engine.archive.files import read_file
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
 from medclipsam.engine.archive.nifti import is_nifti, read_nifti
 from medclipsam.engine.archive.raster import raster_kind, read_raster
-from medclipsam.engine.errors import InputError
-from medclipsam.engine.types import Image, ItemRef
+from medclipsam.engine.archive.series import read_series
+from medclipsam.engine.types import Grid, Image, ItemRef
 
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-DENIED = (errno.EACCES, errno.EPERM)
+__all__ = ["Decoded", "decode", "is_image", "locate", "read_file", "read_image"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one item's bytes show.
+
+    Attributes:
+        frames: uint8 (F, H, W, 3) as displayed; grey is a read-only view of one channel.
+        grid: how the frames lie in their source.
+        digest: sha256 of the encoded bytes, of all files one after the other.
+        sources: the encoded DICOM files in the order of their frames, where wanted.
+    """
+
+    frames: np.ndarray
+    grid: Grid
+    digest: str
+    sources: tuple[bytes, ...] = ()
 
 
 def read_image(root: Path, ref: ItemRef, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -28,20 +47,8 @@ def read_image(root: Path, ref: ItemRef, limits: Limits = DEFAULT_LIMITS) -> Ima
     Raises:
         InputError: with stage ``read_image``, whenever the file cannot be used.
     """
-    data = read_file(locate(root, ref), limits)
-    if is_dicom(data):
-        frames, grid = read_dicom(data, limits)
-    elif is_nifti(data):
-        frames, grid = read_nifti(data, limits)
-    elif raster_kind(data):
-        frames, grid = read_raster(data, limits)
-    else:
-        raise refuse(
-            "unreadable",
-            "expected PNG, JPEG, TIFF, BMP, DICOM or NIfTI, got a file that starts with "
-            f"{data[:8].hex(' ')}",
-        )
-    return Image(ref, frames, grid)
+    decoded = decode([locate(root, ref)], limits)
+    return Image(ref, decoded.frames, decoded.grid)
 
 
 def locate(root: Path, ref: ItemRef) -> Path:
@@ -50,45 +57,55 @@ def locate(root: Path, ref: ItemRef) -> Path:
     return root / ref.path if root.is_dir() else root
 
 
-def read_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """All bytes of a regular file, through a single open that never blocks on a pipe."""
-    try:
-        _check_kind(path, os.stat(path).st_mode)
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
-            facts = os.fstat(handle)
-            _check_kind(path, facts.st_mode)
-            limits.check_bytes(facts.st_size)
-            data = file.read(facts.st_size)
-    except OSError as exc:
-        raise _translate(path, exc) from exc
+def decode(
+    source: bytes | Sequence[Path], limits: Limits = DEFAULT_LIMITS, keep: bool = False
+) -> Decoded:
+    """Decode the bytes of one item, or its files: several are the slices of a series.
+
+    Args:
+        source: encoded bytes, or paths in the order of their frames.
+        limits: caps on the whole item.
+        keep: give the encoded files back where they are DICOM.
+
+    Raises:
+        InputError: with stage ``read_image``, whenever it cannot be used.
+    """
+    digest = hashlib.sha256()
+    kept: list[bytes] = []
+
+    def files() -> Iterator[bytes]:
+        total = 0
+        for data in (
+            [source] if isinstance(source, bytes) else (read_file(path, limits) for path in source)
+        ):
+            total += len(data)
+            limits.check_bytes(total)
+            digest.update(data)
+            if keep and is_dicom(data):
+                kept.append(data)
+            yield data
+
+    one = isinstance(source, bytes) or len(source) == 1
+    frames, grid = _read_one(next(files()), limits) if one else read_series(files(), limits)
+    return Decoded(frames, grid, digest.hexdigest(), tuple(kept))
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that starts so is of a kind that can be decoded."""
+    return is_dicom(start) or is_nifti(start) or bool(raster_kind(start))
+
+
+def _read_one(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     if not data:
-        raise refuse("empty", "expected an image, got a file of 0 bytes")
-    if len(data) < facts.st_size:
-        raise refuse(
-            "truncated",
-            f"expected {facts.st_size} bytes, got {len(data)}: the file shrank while it was read",
-        )
-    return data
-
-
-def _check_kind(path: Path, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    if stat.S_ISDIR(mode):
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise refuse("permission", "this folder may not be opened; grant access to it")
-        raise refuse("not-a-file", "expected a regular file, got a folder")
-    raise refuse("not-a-file", "expected a regular file, got a pipe, socket or device")
-
-
-def _translate(path: Path, exc: OSError) -> InputError:
-    if exc.errno == errno.ELOOP or (exc.errno in GONE and os.path.islink(path)):
-        return refuse("not-a-file", "expected a regular file, got a link that leads nowhere")
-    if exc.errno in GONE:
-        return refuse("vanished", "the file was there when it was listed and is gone now")
-    if exc.errno in DENIED:
-        return refuse("permission", "the file may not be read; grant access to it")
-    if exc.errno in (errno.ENXIO, errno.ENODEV):
-        return refuse("not-a-file", "expected a regular file, got a socket or device")
-    return refuse("unreadable", f"the file cannot be read: {exc.strerror}")
+        raise refuse("empty", "expected an image, got 0 bytes")
+    if is_dicom(data):
+        return read_dicom(data, limits)
+    if is_nifti(data):
+        return read_nifti(data, limits)
+    if raster_kind(data):
+        return read_raster(data, limits)
+    raise refuse(
+        "unreadable",
+        "expected PNG, JPEG, TIFF, BMP, DICOM or NIfTI, got a file that starts with "
+        f"{data[:8].hex(' ')}",
+    )

@@ -21,10 +21,15 @@ def check_values(values: np.ndarray) -> None:
     Args:
         values: (F, H, W) or (F, H, W, 3), any real dtype.
     """
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise refuse("non-finite", "expected finite pixel values, got NaN or infinity")
+    check_finite(values)
     if is_constant(values):
         raise refuse("constant", "expected a picture, got the same value in every pixel")
+
+
+def check_finite(values: np.ndarray) -> None:
+    """Refuse NaN and infinity."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise refuse("non-finite", "expected finite pixel values, got NaN or infinity")
 
 
 def is_constant(values: np.ndarray) -> bool:

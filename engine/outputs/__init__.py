@@ -1,0 +1,32 @@
+"""What a run writes: masks first, and of them whatever other tools read."""
+
+from medclipsam.engine.outputs.cases import Case
+from medclipsam.engine.outputs.collection import COLLECTIONS, Collected, collect
+from medclipsam.engine.outputs.labelled import FORMATS, Labelled, encode_outputs
+from medclipsam.engine.outputs.labelmap import number_labels
+from medclipsam.engine.outputs.masks import encode_mask, read_mask
+from medclipsam.engine.outputs.names import (
+    MASK_SUFFIXES,
+    label_folders,
+    mask_path,
+    output_path,
+    safe_label,
+)
+
+__all__ = [
+    "COLLECTIONS",
+    "FORMATS",
+    "MASK_SUFFIXES",
+    "Case",
+    "Collected",
+    "Labelled",
+    "collect",
+    "encode_mask",
+    "encode_outputs",
+    "label_folders",
+    "mask_path",
+    "number_labels",
+    "output_path",
+    "read_mask",
+    "safe_label",
+]

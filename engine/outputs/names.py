@@ -1,0 +1,98 @@
+"""Names of what a run writes: one for each item, whatever its own name is.
+
+Refuses to know what the files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+
+from medclipsam.engine.archive.listing import known_suffix
+from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.types import ItemRef
+
+MASK_SUFFIXES = (".png", ".tif", ".nii.gz")
+NAME_BYTES = 240  # file systems allow 255; the rest is for temporary names
+
+
+def output_path(parts: Sequence[str], ref: ItemRef, suffix: str) -> PurePosixPath:
+    """Where a file made of an item goes, relative to the run folder.
+
+    The tree under the folders ``parts`` mirrors the archive's. An item's whole name is
+    kept, and ``suffix`` appended unless it is there already: ``a/b.png`` → ``a/b.png``,
+    ``a/b.dcm`` → ``a/b.dcm.png``, ``s.nii`` → ``s.nii.nii.gz``. Two marks keep apart
+    what would coincide, without a look at other items:
+
+    - ``~`` follows a name without an image suffix: ``IM1`` → ``IM1~.png``, because an
+      item ``IM1.png`` keeps its name;
+    - ``+`` follows a name that another item may be given: ``b.dcm.png`` →
+      ``b.dcm+.png``, a folder called like a file of this tree, ``x.png/`` → ``x.png+/``,
+      and a folder that would lead elsewhere, ``../`` → ``..+/``.
+
+    Bytes that are not UTF-8 are written as ``\\xNN``, and ``\\`` itself twice. Names
+    beyond 240 bytes are cut and end in a hash.
+
+    A tree holds files with suffixes of :data:`MASK_SUFFIXES`, or with one other suffix.
+    """
+    *folders, name = (_printable(part) for part in ref.path.split("/"))
+    marked = (*(MASK_SUFFIXES if suffix in MASK_SUFFIXES else (suffix,)), "+")
+    folders = [f"{f}+" if f in ("", ".", "..") or f.endswith(marked) else f for f in folders]
+    if name.endswith(suffix):
+        stem = name[: -len(suffix)]
+        clash = known_suffix(stem) or stem.endswith(("~", "+"))
+        name = f"{stem}+" if clash else stem
+    elif not known_suffix(name):
+        name = f"{name}~"
+    names = [_fit(folder, "") for folder in folders]
+    return PurePosixPath(*parts, *names, _fit(name, suffix))
+
+
+def mask_path(label: str, ref: ItemRef, suffix: str) -> PurePosixPath:
+    """Where an item's mask goes: ``masks/LABEL/…``, see :func:`output_path`."""
+    return output_path(("masks", safe_label(label)), ref, suffix)
+
+
+def _printable(part: str) -> str:
+    return ItemRef(part).id
+
+
+def _fit(stem: str, suffix: str) -> str:
+    data = (stem + suffix).encode()
+    if len(data) <= NAME_BYTES:
+        return stem + suffix
+    kept = data[: NAME_BYTES - 40].decode(errors="ignore")
+    return f"{kept}#{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+
+
+def safe_label(label: str) -> str:
+    """``label`` as a folder name: letters, digits, ``-`` and ``_``; ``_`` for all others."""
+    label = unicodedata.normalize("NFC", label)
+    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in label)
+
+
+def label_folders(labels: Iterable[str]) -> dict[str, str]:
+    """label → folder name.
+
+    Raises:
+        ConfigError: a label is empty or too long, or two would share a folder, also on
+            file systems that ignore case.
+    """
+    folders: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for label in labels:
+        folder = safe_label(label)
+        if not folder or len(folder.encode()) > NAME_BYTES:
+            raise ConfigError(
+                f"expected a label of 1 to {NAME_BYTES} bytes, got {label!r}; rename it"
+            )
+        other = taken.setdefault(folder.casefold(), label)
+        if other != label:
+            raise ConfigError(
+                f"the labels {other!r} and {label!r} would share the folder {folder!r}; "
+                "rename one of them"
+            )
+        folders[label] = folder
+    return folders

@@ -92,7 +92,7 @@ def tiny_bundle_folder(tmp_path_factory):
     spread_sam(sam)
     (folder / SAM_FOLDER).mkdir()
     save_file(sam.state_dict(), folder / SAM_FOLDER / WEIGHTS)
-    describe_phantom_bundle(folder, {}, None)
+    describe_phantom_bundle(folder, {}, {"presence": None})
     return folder
 
 

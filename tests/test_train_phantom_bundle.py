@@ -6,7 +6,7 @@ import torch
 
 from medclipsam.engine.bundle import open_bundle
 from medclipsam.engine.engine import Engine
-from medclipsam.train import phantom_bundle
+from medclipsam.train import phantom_bundle, phantom_calibration
 from medclipsam.train.clip import ClipTraining, blur_patches
 from medclipsam.train.phantom_bundle import build_phantom_bundle
 from medclipsam.train.phantom_data import draw_phantoms, union_mask
@@ -18,7 +18,8 @@ def small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phantom_bundle, "CLIP_IMAGES", 96)
         patch.setattr(phantom_bundle, "SAM_IMAGES", 48)
-        patch.setattr(phantom_bundle, "CALIBRATION", range(500_000, 500_020))
+        patch.setattr(phantom_calibration, "CALIBRATION", range(500_000, 500_020))
+        patch.setattr(phantom_calibration, "CONFIDENCE", range(600_000, 600_006))
         folders = [tmp_path_factory.mktemp(name) / "bundle" for name in ("first", "second")]
         lines: list[str] = []
         for folder in folders:

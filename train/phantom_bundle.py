@@ -18,26 +18,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
 from medclipsam.engine.bundle import CLIP_FOLDER, SAM_FOLDER, WEIGHTS, write_description
-from medclipsam.engine.fit import fit_image, make_fit, normalise_rgb
+from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.models import (
     CLIP_CONFIG,
     OPENAI_MEAN,
     OPENAI_STD,
     PHANTOM_VIT,
     TEXT_CONFIG,
-    Clip,
     SamConfig,
     build_clip,
     build_sam,
-    load_weights,
 )
-from medclipsam.engine.saliency.contrast import presence
 from medclipsam.train.clip import ClipTraining, train_clip
+from medclipsam.train.phantom_calibration import calibrate_confidence, calibrate_presence
 from medclipsam.train.phantom_data import draw_phantoms, union_mask
-from medclipsam.train.phantoms import NULL_PROMPTS, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.phantoms import NULL_PROMPTS
 from medclipsam.train.sam import SamTraining, train_sam
 
 HELD_OUT = 1_000_000
@@ -64,7 +61,6 @@ DEFAULTS = {
 # Learnt from the training captions by the WordPiece trainer of Hugging Face's tokenizers (up to
 # 600 pieces, seen twice at least); kept, because that trainer breaks ties at random.
 VOCABULARY = Path(__file__).parent / "phantom_vocabulary.txt"
-CALIBRATION = range(500_000, 500_300)
 
 
 def write_clip_description(folder: Path) -> None:
@@ -164,56 +160,26 @@ def build_phantom_bundle(
     clip, sam = clip or ClipTraining(), sam or SamTraining()
     train_phantom_clip(folder / CLIP_FOLDER, clip, log)
     train_phantom_sam(folder / SAM_FOLDER, sam, log)
-    threshold = calibrate_presence(folder / CLIP_FOLDER)
-    describe_phantom_bundle(folder, {"clip": asdict(clip), "sam": asdict(sam)}, threshold)
+    training = {"clip": asdict(clip), "sam": asdict(sam)}
+    calibrated: dict[str, Any] = {"presence": calibrate_presence(folder / CLIP_FOLDER)}
+    describe_phantom_bundle(folder, training, calibrated)
+    calibrated["confidence"] = asdict(calibrate_confidence(folder))
+    describe_phantom_bundle(folder, training, calibrated)
 
 
 def describe_phantom_bundle(
-    folder: Path, training: dict[str, Any], threshold: float | None
+    folder: Path, training: dict[str, Any], calibrated: dict[str, Any]
 ) -> None:
-    """Write ``bundle.json`` over what training left in ``folder``."""
+    """Write ``bundle.json`` over what training left in ``folder``.
+
+    ``calibrated`` holds settings that were found after training: ``presence``, ``confidence``.
+    """
     write_description(
         folder,
         "phantom",
         {"identity": "trained on synthetic scans by medclipsam.train", "licence": "Apache-2.0"},
         "trained on synthetic scans by medclipsam.train",
         SAM_CONFIG,
-        {**DEFAULTS, "presence": threshold},
+        {**DEFAULTS, **calibrated},
         {"training": training, "use": "synthetic scans only; knows nothing of patients"},
     )
-
-
-def calibrate_presence(folder: Path) -> float:
-    """The contrast that best tells phantoms with a target from those without.
-
-    Over every phantom of ``CALIBRATION``, asked for both targets of its modality together,
-    the threshold of the largest balanced accuracy; none of these seeds is trained or
-    measured on. It serves a single prompt too: an image without any target lies far below
-    it, and one with the other target only cannot be told apart unless that one is named.
-    """
-    clip = build_clip(folder)
-    load_weights(clip.model, folder / WEIGHTS)
-    present: list[float] = []
-    absent: list[float] = []
-    with torch.inference_mode():
-        texts = dict(zip(PROMPTS, _encode(clip, [*PROMPTS.values()]), strict=True))
-        nulls = _encode(clip, list(NULL_PROMPTS))
-        for seed in CALIBRATION:
-            phantom = make_phantom(seed)
-            grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-            fit = make_fit(grey.shape[0], grey.shape[1], clip.image_size, "squash")
-            square = torch.from_numpy(fit_image(np.repeat(grey[..., None], 3, 2), fit))
-            pixels = normalise_rgb(square.permute(2, 0, 1)[None].float() / 255, clip.mean, clip.std)
-            image = F.normalize(clip.model.encode_image(pixels), dim=-1)[0]  # type: ignore[operator]
-            wanted = TARGETS[phantom.modality]
-            own = torch.stack([texts[target] for target in wanted])
-            for target, contrast in zip(wanted, presence(own, nulls, image).tolist(), strict=True):
-                (present if target in phantom.masks else absent).append(contrast)
-    yes, no = np.array(present), np.array(absent)
-    candidates = np.sort(np.concatenate([yes, no]))
-    balanced = np.array([(yes >= c).mean() + (no < c).mean() for c in candidates])
-    return round(float(np.median(candidates[balanced == balanced.max()])), 4)
-
-
-def _encode(clip: Clip, texts: list[str]) -> torch.Tensor:
-    return F.normalize(clip.model.encode_text(clip.tokenizer(texts)), dim=-1)  # type: ignore[operator]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,13 @@ from medclipsam.engine.options import (
 )
 
 ELSEWHERE = {
+    "run": "medclipsam.engine.run_cli:run",
     "demo": "medclipsam.train.demo:demo",
     "train": "medclipsam.train.cli:train",
     "models": "medclipsam.engine.models_cli:models",
     "status": "medclipsam.engine.runs_cli:status",
     "retry": "medclipsam.engine.runs_cli:retry",
+    "collect": "medclipsam.engine.runs_cli:collect",
     "tune": "medclipsam.engine.tune_cli:tune",
 }
 
@@ -52,144 +53,6 @@ def main() -> None:
 
     Research use only. Not a medical device.
     """
-
-
-@main.command()
-@click.argument("archive", type=click.Path(exists=True, path_type=Path))
-@prompt_option
-@click.option(
-    "--prompts",
-    "table",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV or Parquet with a row per item and prompt, instead of -p.",
-)
-@click.option("--item-column", default="item", show_default=True)
-@click.option("--prompt-column", default="prompt", show_default=True)
-@click.option("--label-column", default="label", show_default=True)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder.",
-)
-@engine_options
-@report_errors
-def run(
-    archive: Path,
-    prompts: tuple[str, ...],
-    table: Path | None,
-    item_column: str,
-    prompt_column: str,
-    label_column: str,
-    out: Path,
-    **options: Any,
-) -> None:
-    """Label every image of ARCHIVE, a folder or one file, into a run folder.
-
-    Running the same command again resumes.
-
-    \b
-    medclipsam run scans/ -p "breast ultrasound showing a mass" -o runs/first
-    medclipsam run scans/ -p mass="a mass|a solid mass" -p cyst="a cyst" -o runs/second
-    """
-    from medclipsam.engine.prompts import read_prompt_table
-    from medclipsam.engine.runner import run as run_archive
-
-    if prompts and table:
-        raise ConfigError('say what to look for: either -p "TEXT" or --prompts FILE')
-    wanted = (
-        read_prompt_table(table, item_column, prompt_column, label_column)
-        if table
-        else choose_prompts(prompts, options["config"])
-    )
-    engine = open_engine(options)
-    with Progress(archive, out) as progress:
-        summary = run_archive(engine, archive, wanted, out, progress.update)
-    print_summary(summary)
-    sys.exit(summary.exit_code)
-
-
-class Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, archive: Path, out: Path):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        self._console = Console(stderr=True)
-        self._last = 0
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("segment", total=None)
-        self._archive, self._out = archive, out
-
-    def __enter__(self) -> Progress:
-        from threading import Thread
-
-        self._bar.start()
-        if self._console.is_terminal:
-            Thread(target=self._count, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _count(self) -> None:
-        """The total, found beside the work: listing a large archive takes a while."""
-        from medclipsam.engine.archive import Listing
-
-        total = 0
-        try:
-            for _ in Listing(self._archive, exclude=self._out):
-                total += 1
-        except ConfigError:
-            return
-        self._bar.update(self._task, total=total)
-
-    def update(self, finished: int, counts: Counter[str]) -> None:
-        text = "segment"
-        if counts["quarantined"]:
-            text += f" ({counts['quarantined']} quarantined)"
-        self._bar.update(self._task, completed=finished, description=text)
-        if not self._console.is_terminal and finished >= self._last + 50:
-            self._last = finished
-            click.echo(f"{finished} items, {text}", err=True)
-
-
-def print_summary(summary: Any) -> None:
-    """What a person wants to know at the end of a run."""
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items())) or "nothing"
-    rate = (summary.items - summary.resumed) / max(summary.seconds, 1e-9)
-    click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s, {rate:.2f} items/s)")
-    if summary.resumed:
-        click.echo(f"{summary.resumed} items were finished by an earlier attempt")
-    if summary.ignored:
-        kinds = ", ".join(f"{suffix or 'no suffix'} {n}" for suffix, n in summary.ignored.items())
-        click.echo(f"other files ignored: {kinds}")
-    if summary.unmatched:
-        some = ", ".join(summary.unmatched[:3])
-        click.echo(
-            f"prompt rows without an item in the archive: {len(summary.unmatched)} ({some} …)"
-        )
-    if summary.counts["quarantined"]:
-        click.echo("quarantined items and why: see the report or manifest.parquet")
-    click.echo(f"masks:  {summary.folder / 'masks'}")
-    click.echo(f"report: {summary.report}")
 
 
 @main.command()

@@ -8,35 +8,88 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from medclipsam.engine.errors import OutputError
 
+READABLE = 0o644
 
-def write_durable(path: Path, data: bytes) -> None:
+
+def write_durable(path: Path, data: bytes, mode: int = READABLE) -> None:
     """Put ``data`` at ``path``, creating its folders.
 
     Raises:
         OutputError: the folder cannot be made or the bytes cannot be stored.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+    with durable_file(path, mode) as file:
+        file.write(data)
+
+
+def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Put several files at their paths; each folder is synced once, at the end.
+
+    Raises:
+        OutputError: as above; those already renamed stay, whole.
+    """
+    for path, data in files:
+        with durable_file(path, sync=False) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as exc:
-        if temporary is not None and os.path.exists(temporary):
+    for folder in dict.fromkeys(path.parent for path, _ in files):
+        with _explained(folder):
+            sync_folder(folder)
+
+
+@contextmanager
+def durable_file(path: Path, mode: int = READABLE, sync: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write to, which appears at ``path`` at the end, or not at all.
+
+    Args:
+        mode: permissions.
+        sync: sync the folder too; without it the name may be lost in a power cut.
+
+    Raises:
+        OutputError: the folder cannot be made or the bytes cannot be stored.
+    """
+    temporary = ""
+    try:
+        with _explained(path):
+            make_folder(path.parent)
+            handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+            if sync:
+                sync_folder(path.parent)
+    except BaseException:
+        if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
         raise OutputError(
             f"cannot write {path}: {exc.strerror or exc}. "
             "Free space or choose another output folder, then run the same command again."
         ) from exc
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and those above it, so that they survive a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

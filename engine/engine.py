@@ -20,7 +20,7 @@ from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.types import Prompts, Segment
 
 if TYPE_CHECKING:
-    from medclipsam.engine.runner import RunSummary
+    from medclipsam.engine.runner import RunOptions, RunSummary
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,19 @@ class Engine:
         archive: str | os.PathLike[str],
         prompts: Mapping[str, str | Sequence[str]] | PromptTable,
         out: str | os.PathLike[str],
+        options: RunOptions | None = None,
     ) -> RunSummary:
-        """Label a whole archive into a run folder; the same as ``medclipsam run``."""
+        """Label a whole archive into a run folder; the same as ``medclipsam run``.
+
+        Args:
+            archive: anything that ``medclipsam.engine.archive.open_archive`` takes.
+        """
+        from medclipsam.engine.archive import open_archive
         from medclipsam.engine.runner import run
 
         wanted = prompts if isinstance(prompts, PromptTable) else as_prompts(prompts)
-        return run(self, Path(archive), wanted, Path(out))
+        opened = open_archive(os.fspath(archive), avoid=Path(out))
+        return run(self, opened, wanted, Path(out), options)
 
 
 def as_prompts(prompts: Mapping[str, str | Sequence[str]]) -> Prompts:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from medclipsam.engine.errors import OutputError
@@ -18,7 +20,7 @@ from medclipsam.engine.types import Outcome
 
 _COLUMNS = (
     "item", "label", "status", "prompt", "stage", "reason", "message", "mask",
-    "frames", "area", "figures", "boxes", "seconds",
+    "frames", "area", "figures", "boxes", "seconds", "digest",
 )  # fmt: skip
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -26,14 +28,19 @@ CREATE TABLE IF NOT EXISTS outcomes (
         CHECK (status IN ('done', 'absent', 'quarantined')),
     {", ".join(f"{name} TEXT NOT NULL" for name in _COLUMNS[3:8])},
     frames INTEGER NOT NULL, area INTEGER NOT NULL,
-    figures TEXT NOT NULL, boxes TEXT NOT NULL, seconds REAL NOT NULL,
+    figures TEXT NOT NULL, boxes TEXT NOT NULL, seconds REAL NOT NULL, digest TEXT NOT NULL,
     PRIMARY KEY (item, label)
 ) WITHOUT ROWID
 """
 
 
+VERSION = 2  # of the schema, in the file's user_version
+
+
 class Ledger:
     """An open ledger file, created when missing; a context manager.
+
+    ``commit`` and ``holds`` may be called from several threads.
 
     Args:
         path: the file.
@@ -45,17 +52,26 @@ class Ledger:
 
     def __init__(self, path: Path, readonly: bool = False):
         self.path = path
+        self._lock = threading.Lock()
         try:
             if readonly:
-                where = f"{path.resolve().as_uri()}?mode=ro"
-                self._db = sqlite3.connect(where, uri=True, timeout=30)
-                self._db.execute("SELECT 1 FROM outcomes LIMIT 1")
-                return
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute(_SCHEMA)
+                self._db = _open_existing(path)
+            else:
+                self._db = sqlite3.connect(
+                    path, isolation_level=None, timeout=30, check_same_thread=False
+                )
+                self._db.execute("PRAGMA synchronous = FULL")
+                if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+                self._db.execute(_SCHEMA)
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as exc:
             raise self._failure(exc) from exc
+        if found != VERSION:
+            raise OutputError(
+                f"the ledger {path} is of version {found}, this medclipsam writes {VERSION}; "
+                "finish that run with the medclipsam it was begun with, or start another folder"
+            )
 
     def __enter__(self) -> Ledger:
         return self
@@ -71,19 +87,38 @@ class Ledger:
         """
         marks = ", ".join("?" for _ in _COLUMNS)
         rows = [_to_row(outcome) for outcome in outcomes]
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(f"INSERT INTO outcomes VALUES ({marks})", rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as exc:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise self._failure(exc) from exc
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(f"INSERT INTO outcomes VALUES ({marks})", rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error as exc:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise self._failure(exc) from exc
 
     def holds(self, item: str) -> bool:
         """Whether the item is accounted for."""
         query = "SELECT 1 FROM outcomes WHERE item = ? LIMIT 1"
-        return self._db.execute(query, (item,)).fetchone() is not None
+        with self._lock:
+            return self._db.execute(query, (item,)).fetchone() is not None
+
+    def rows(self, item: str) -> list[Outcome]:
+        """The item's rows, by label; none if it is not accounted for."""
+        query = f"SELECT {', '.join(_COLUMNS)} FROM outcomes WHERE item = ? ORDER BY label"
+        with self._lock:
+            return [_from_row(row) for row in self._db.execute(query, (item,))]
+
+    def duplicates(self) -> Iterator[tuple[str, list[str]]]:
+        """Content digests that several items share, each with those items in order."""
+        query = """
+            SELECT digest, item FROM outcomes WHERE digest IN (
+                SELECT digest FROM outcomes WHERE digest != ''
+                GROUP BY digest HAVING COUNT(DISTINCT item) > 1)
+            GROUP BY digest, item ORDER BY digest, item
+        """
+        for digest, rows in groupby(self._db.execute(query), key=lambda row: row[0]):
+            yield digest, [item for _, item in rows]
 
     def outcomes(self) -> Iterator[Outcome]:
         """All rows, sorted by item and label, read as they are needed."""
@@ -135,6 +170,21 @@ class Ledger:
             f"the ledger {self.path} cannot be used ({exc}); free space or mend the folder, "
             "then run the same command again"
         )
+
+
+def _open_existing(path: Path) -> sqlite3.Connection:
+    """For reading; what a killed run left half written is rolled back first."""
+    for mode in ("ro", "rw"):
+        where = f"{path.resolve().as_uri()}?mode={mode}"
+        db = sqlite3.connect(where, uri=True, timeout=30)
+        try:
+            db.execute("SELECT 1 FROM outcomes LIMIT 1")
+            break
+        except sqlite3.OperationalError as exc:
+            db.close()
+            if mode == "rw" or "readonly" not in str(exc):
+                raise
+    return db
 
 
 def _to_row(outcome: Outcome) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -37,6 +38,25 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+class Size(click.ParamType):
+    """A number of bytes or pixels, plain or with K, M, G or T for powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
+        size = int(float(match[1]) * 1024**power) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write it like 512M or 2G", param, ctx)
+        return size
+
+
+SIZE = Size()
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:

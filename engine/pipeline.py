@@ -125,9 +125,7 @@ class Pipeline:
             [f.boxes for _, f in chosen],
         )
         drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
-        return [
-            {f.label: self.conclude(f, drawn.get(id(f))) for f in group} for group in found
-        ]
+        return [{f.label: self.conclude(f, drawn.get(id(f))) for f in group} for group in found]
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Prompts → (P, D); each ensemble is encoded once and remembered."""

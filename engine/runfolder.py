@@ -3,24 +3,31 @@
 run.json            the fingerprint: settings, weights, prompts, versions, device
 ledger.sqlite       one row per item and prompt
 log.jsonl           what happened when, a JSON object a line
-masks/LABEL/…       mirrors the archive's tree
+trace.json          with --profile: every step on every thread, for a trace viewer
+masks/LABEL/…       mirrors the archive's tree, or hashed names; quarantine/LABEL/… likewise
 manifest.parquet    the ledger as a table, written at the end
+duplicates.csv      items with equal bytes, if there are any
 report/index.html   the page to look at
+private/            with hashed names only: what leads back to the items
 _SUCCESS            last
 """
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import io
 import json
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from medclipsam.engine.durable import write_durable
+from medclipsam.engine.durable import durable_file, write_durable, write_together
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.types import Outcome
 
@@ -36,7 +43,11 @@ _VERSIONED = (
     *("opencv-python-headless", "pillow", "pydicom", "nibabel"),
 )
 LOCK = ".lock"
-FIGURES = ("confidence", "predicted_iou", "stability", "contrast")
+DUPLICATES, TRACE = "duplicates.csv", "trace.json"
+FIGURES = (
+    *("confidence", "predicted_iou", "stability", "agreement"),
+    *("contrast", "area_share", "border"),
+)
 
 
 class RunFolder:
@@ -53,7 +64,7 @@ class RunFolder:
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path = path
-        self._lock: IO[str] | None = None
+        self._logging = threading.Lock()
         try:
             path.mkdir(parents=True, exist_ok=True)
             present = {child.name for child in path.iterdir()}
@@ -63,44 +74,65 @@ class RunFolder:
             self._compare(fingerprint)
         elif present - {LOCK}:
             raise ConfigError(f"{path} is neither empty nor a run folder; choose another with -o")
-        self._take_lock()
+        self._lock = self._take_lock()
         if FINGERPRINT not in present:
             self.write(FINGERPRINT, _json(fingerprint))
         (path / SUCCESS).unlink(missing_ok=True)
         try:
             self._log = (path / LOG).open("a", encoding="utf-8")
         except OSError as exc:
-            raise OutputError(f"cannot write {path / LOG}: {exc.strerror}") from exc
+            raise self._log_failure(exc) from exc
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._log.close()
-        if self._lock:
-            self._lock.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._log.close()
+        except OSError as exc:
+            if kind is None:  # else something worse is on its way
+                raise self._log_failure(exc) from exc
+        finally:
+            with suppress(OSError):  # the lock file holds nothing
+                self._lock.close()
 
     def write(self, relative: str, data: bytes) -> None:
         """Put a file into the folder durably."""
         write_durable(self.path / relative, data)
 
+    def write_all(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Put several files into the folder durably."""
+        write_together([(self.path / relative, data) for relative, data in files])
+
     def log(self, event: str, **facts: Any) -> None:
-        """One line in ``log.jsonl``."""
+        """One line in ``log.jsonl``, from any thread."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         try:
-            self._log.write(line + "\n")
-            self._log.flush()
+            with self._logging:
+                self._log.write(line + "\n")
+                self._log.flush()
         except OSError as exc:
-            raise OutputError(f"cannot write {self.path / LOG}: {exc.strerror}") from exc
+            raise self._log_failure(exc) from exc
 
-    def _take_lock(self) -> None:
-        self._lock = (self.path / LOCK).open("w")
+    def _log_failure(self, exc: OSError) -> OutputError:
+        return OutputError(
+            f"cannot write {self.path / LOG}: {exc.strerror}. Free space, then run the same "
+            "command again"
+        )
+
+    def _take_lock(self) -> IO[str]:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = (self.path / LOCK).open("w")
         except OSError as exc:
+            raise OutputError(f"cannot use {self.path} as output folder: {exc.strerror}") from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            lock.close()
             raise ConfigError(
                 f"another process is running in {self.path}; wait for it or choose another folder"
             ) from exc
+        return lock
 
     def _compare(self, fingerprint: dict[str, Any]) -> None:
         try:
@@ -156,25 +188,40 @@ def _short(value: Any) -> str:
 
 
 def write_manifest(folder: RunFolder, outcomes: Iterable[Outcome]) -> None:
-    """The ledger as a Parquet table, figures as columns, built in slices of rows."""
+    """The ledger as a Parquet table, figures as columns, written in slices of rows."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    texts = ("item", "label", "status", "prompt", "stage", "reason", "message", "mask")
+    texts = ("item", "label", "status", "prompt", "stage", "reason", "message", "mask", "digest")
     schema = pa.schema(
         [(name, pa.string()) for name in texts]
         + [("frames", pa.int64()), ("area", pa.int64())]
         + [(name, pa.float64()) for name in FIGURES]
         + [("boxes", pa.list_(pa.list_(pa.list_(pa.int32())))), ("seconds", pa.float64())]
     )
-    sink = pa.BufferOutputStream()
-    with parquet.ParquetWriter(sink, schema) as writer:
-        rows: list[dict[str, Any]] = []
-        for outcome in outcomes:
-            row = {name: getattr(outcome, name) for name in schema.names if name not in FIGURES}
-            rows.append(row | {name: outcome.figures.get(name) for name in FIGURES})
-            if len(rows) == 10_000:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        writer.write_table(pa.Table.from_pylist(rows, schema))
-    folder.write(MANIFEST, sink.getvalue().to_pybytes())
+    rows = (
+        {name: getattr(outcome, name) for name in schema.names if name not in FIGURES}
+        | {name: outcome.figures.get(name) for name in FIGURES}
+        for outcome in outcomes
+    )
+    with (
+        durable_file(folder.path / MANIFEST) as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
+        while part := list(islice(rows, 10_000)):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+
+
+def write_duplicates(folder: RunFolder, duplicates: Iterable[tuple[str, list[str]]]) -> int:
+    """``duplicates.csv``: items of equal bytes, grouped; returns how many repeat another."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    repeated = 0
+    for digest, items in duplicates:
+        repeated += len(items) - 1
+        writer.writerows((digest, item) for item in items)
+    if repeated:
+        folder.write(DUPLICATES, ("digest,item\r\n" + stream.getvalue()).encode())
+    else:
+        (folder.path / DUPLICATES).unlink(missing_ok=True)
+    return repeated

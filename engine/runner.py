@@ -1,44 +1,93 @@
 """Archive in, run folder out: every listed item ends as exactly one outcome per prompt.
 
-read_image → segment → write_mask → ledger row. Reading and writing run on threads
-beside the models. Bad input is quarantined and the run goes on; a result that cannot be
-written stops it, and the same command resumes it.
+Bad input is quarantined and the run goes on; a result that cannot be written stops it, and
+the same command resumes it. How items stream through is ``streaming``'s business.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-import cv2
-import numpy as np
-import torch
-
-from medclipsam.engine.archive import Listing, read_image
+from medclipsam.engine.archive import Archive, Limits
+from medclipsam.engine.budget import Budget
+from medclipsam.engine.collecting import Selection, collect_cases
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.errors import BackendError, ConfigError, InputError, MedclipsamError
+from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.ledger import Ledger
-from medclipsam.engine.outputs import label_folders
+from medclipsam.engine.meter import Meter, StageFigures, Trace
+from medclipsam.engine.naming import HashedNames, PlainNames
+from medclipsam.engine.outputs import COLLECTIONS, FORMATS, Collected, label_folders, number_labels
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.report import write_report
 from medclipsam.engine.runfolder import (
     LEDGER,
     SUCCESS,
+    TRACE,
     RunFolder,
     versions,
+    write_duplicates,
     write_manifest,
 )
-from medclipsam.engine.types import ItemRef, Outcome, Prompts, Segment
-from medclipsam.engine.work import Work, write_masks
+from medclipsam.engine.streaming import Observer, Stream
+from medclipsam.engine.types import Prompts
+from medclipsam.engine.work import Delivery
 
-Observer = Callable[[int, Counter[str]], None]
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run delivers, and how much it may take.
+
+    Attributes:
+        outputs: formats beside the masks, and collections made of them at the end, see
+            ``FORMATS`` and ``COLLECTIONS`` of ``medclipsam.engine.outputs``.
+        min_confidence: masks below it are quarantined and kept apart.
+        hash_names: no file name of the archive in the run folder, but for ``private/``.
+        memory: bytes that items in flight may hold together.
+        trace: write ``trace.json``.
+        limits: how much one item may ask for.
+    """
+
+    outputs: tuple[str, ...] = ()
+    min_confidence: float = 0.0
+    hash_names: bool = False
+    memory: int = MEMORY
+    trace: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.outputs) - {*FORMATS, *COLLECTIONS}):
+            known = ", ".join((*FORMATS, *COLLECTIONS))
+            raise ConfigError(f"unknown output {unknown[0]!r}; known are {known}")
+        if self.hash_names and "dicom-seg" in self.outputs:
+            raise ConfigError(
+                "a DICOM SEG names the patient and study of its source, so dicom-seg does not go "
+                "with hash_names; leave one of them out"
+            )
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence lies in [0, 1], got {self.min_confidence}")
+        if self.memory < 1:
+            raise ConfigError(f"memory is a number of bytes of at least 1, got {self.memory}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What is written of every item."""
+        return tuple(name for name in FORMATS if name in self.outputs)
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """What is made of all items at the end."""
+        return tuple(name for name in COLLECTIONS if name in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -53,7 +102,14 @@ class RunSummary:
         resumed: items that an earlier attempt had finished.
         ignored: files of other kinds, per suffix.
         unmatched: rows of the prompt table without an item (the first hundred).
+        duplicates: items whose bytes equal those of another one.
+        repeated: items that the archive lists more than once.
+        collected: what became of the collections, if any were asked for.
+        interrupted: it was asked to stop; no closing files were written.
         seconds: duration of this attempt.
+        stages: where the time went.
+        idle, idle_queued: seconds the device executor rested, and of these with a part of a
+            batch waiting.
     """
 
     folder: Path
@@ -63,244 +119,196 @@ class RunSummary:
     resumed: int
     ignored: Counter[str]
     unmatched: tuple[str, ...]
+    duplicates: int
+    repeated: int
+    collected: Collected | None
+    interrupted: bool
     seconds: float
+    stages: tuple[StageFigures, ...]
+    idle: float
+    idle_queued: float
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 finished with quarantined items."""
+        """0 all done, 3 finished with quarantined items, 130 interrupted."""
+        if self.interrupted:
+            return 130
         return 3 if self.counts["quarantined"] else 0
 
 
 def run(
     engine: Engine,
-    archive: Path,
+    archive: Archive,
     prompts: Prompts | PromptTable,
     out: Path,
+    options: RunOptions | None = None,
     observer: Observer | None = None,
+    stop: Event | None = None,
 ) -> RunSummary:
     """Label every image of ``archive`` into the run folder ``out``, resuming what is there.
 
     Args:
         engine: an open engine.
-        archive: a folder, or one file.
+        archive: as ``open_archive`` gives it.
         prompts: the same for every item, or a table with a row per item.
         out: new, empty, or the folder of the same run stopped earlier.
-        observer: called with items finished so far and counts per status.
+        options: what else is wanted.
+        observer: called with items finished so far and counts per status, on a thread.
+        stop: once set, items in flight are finished and the run ends, to be resumed.
 
     Raises:
         ConfigError: the archive, prompts or folder are not fit for this run.
+        BackendError: the device cannot do it.
         OutputError: a result could not be written; the run can be resumed.
     """
-    started = time.monotonic()
-    _check_prompts(engine, prompts)
-    listing = Listing(archive, exclude=out)
-    next(iter(Listing(archive, exclude=out)))  # an archive without images leaves no folder
-    with RunFolder(out, fingerprint(engine, archive, prompts)) as folder:
-        folder.log("start", archive=str(archive))
+    options, stop = options or RunOptions(), stop or Event()
+    index = _check_prompts(engine, prompts)
+    next(iter(archive))  # an archive without images leaves no folder
+    with RunFolder(out, fingerprint(engine, archive, prompts, options)) as folder:
+        folder.log("start", archive=archive.name)
         with Ledger(out / LEDGER) as ledger:
             resumed = ledger.items()
-            seen = _process(engine, archive, prompts, listing, folder, ledger, observer)
-            write_manifest(folder, ledger.outcomes())
-            summary = RunSummary(
-                folder=out,
-                report=out / "report" / "index.html",
-                items=ledger.items(),
-                counts=ledger.counts(),
-                resumed=resumed,
-                ignored=listing.ignored,
-                unmatched=_unmatched(prompts, seen),
-                seconds=time.monotonic() - started,
+            names = HashedNames(out, fresh=not resumed) if options.hash_names else PlainNames()
+            trace = Trace(out / TRACE) if options.trace else None
+            stream = Stream(
+                engine,
+                prompts,
+                folder,
+                ledger,
+                names,
+                Delivery(options.formats, options.min_confidence, index),
+                Budget(options.memory, stop),
+                options.limits,
+                Meter(trace),
+                stop,
+                observer,
             )
+            try:
+                stream.run(archive)
+            finally:
+                if trace:
+                    trace.close()
+            summary = _summarise(stream, archive, out, resumed)
+            figures = [asdict(stage) for stage in summary.stages]
+            folder.log("stages", seconds=round(summary.seconds, 3), stages=figures)
+            if summary.interrupted:
+                folder.log("interrupted", items=summary.items)
+                return summary
+            write_manifest(folder, ledger.outcomes())
+            write_duplicates(folder, ledger.duplicates())
             write_report(out, ledger.outcomes(), report_facts(engine, archive, prompts, summary))
-        folder.write(SUCCESS, b"")
+            if options.collections:
+                summary = replace(
+                    summary, collected=_collect(stream, archive, options, list(index))
+                )
         folder.log("end", items=summary.items, **summary.counts)
+        folder.write(SUCCESS, b"")
     return summary
 
 
-def fingerprint(engine: Engine, archive: Path, prompts: Prompts | PromptTable) -> dict[str, Any]:
+def _collect(stream: Stream, archive: Archive, options: RunOptions, labels: list[str]) -> Collected:
+    return collect_cases(
+        stream.folder.path,
+        stream.ledger,
+        stream.names,
+        labels,
+        options.collections,
+        Selection(),
+        archive,
+        options.limits,
+    )
+
+
+def _summarise(stream: Stream, archive: Archive, out: Path, resumed: int) -> RunSummary:
+    ledger, meter = stream.ledger, stream.meter
+    return RunSummary(
+        folder=out,
+        report=out / "report" / "index.html",
+        items=ledger.items(),
+        counts=ledger.counts(),
+        resumed=resumed,
+        ignored=archive.ignored,
+        unmatched=_unmatched(stream.prompts, stream.seen),
+        duplicates=sum(len(items) - 1 for _, items in ledger.duplicates()),
+        repeated=stream.repeated,
+        collected=None,
+        interrupted=stream.stop.is_set(),
+        seconds=meter.seconds,
+        stages=tuple(meter.figures()),
+        idle=meter.idle,
+        idle_queued=meter.idle_queued,
+    )
+
+
+def fingerprint(
+    engine: Engine, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
+) -> dict[str, Any]:
     """What decides the bytes of a run, as plain JSON values."""
-    table = prompts.by_item if isinstance(prompts, PromptTable) else {"": prompts}
     return {
-        "archive": str(archive.resolve()),
-        "prompts": {item: wanted.texts for item, wanted in table.items()},
+        "archive": archive.identity,
+        "selection": archive.selection,
+        "labels": list(_labels(prompts)),
+        "prompts": _identify(prompts),
         "config": asdict(engine.config),
+        "outputs": options.formats,
+        "min_confidence": options.min_confidence,
+        "hash_names": options.hash_names,
         "bundle": {"name": engine.bundle.name, "digest": engine.bundle.digest},
         "device": engine.pipeline.encoder.device.type,
         "versions": versions(),
     }
 
 
+def _identify(prompts: Prompts | PromptTable) -> Mapping[str, object]:
+    """The prompts; a table, which may be as long as the archive, by its hash."""
+    if isinstance(prompts, Prompts):
+        return prompts.texts
+    rows = sorted((item, list(wanted.texts.items())) for item, wanted in prompts.by_item.items())
+    return {"table": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
+
+
 def report_facts(
-    engine: Engine, archive: Path, prompts: Prompts | PromptTable, summary: RunSummary
+    engine: Engine, archive: Archive, prompts: Prompts | PromptTable, summary: RunSummary
 ) -> dict[str, object]:
     """What the report's head says of a run."""
     if isinstance(prompts, PromptTable):
         wanted: object = f"per item, from {prompts.source.name}"
     else:
         wanted = {label: " | ".join(texts) for label, texts in prompts.texts.items()}
-    return {
+    facts = {
         "archive": archive.name,
         "prompts": wanted,
         "bundle": f"{engine.bundle.name} ({engine.bundle.digest[:12]})",
         "saliency": engine.config.saliency.method,
         "device": str(engine.pipeline.encoder.device),
         "items": summary.items,
+        "items with the bytes of another": summary.duplicates,
         "other files ignored": dict(summary.ignored),
         "seconds": round(summary.seconds, 1),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": versions(),
     }
+    return {name: value for name, value in facts.items() if value not in (0, {})}
 
 
-def _check_prompts(engine: Engine, prompts: Prompts | PromptTable) -> None:
-    """Prompts that hold for all items must be usable before any image is touched."""
+def _labels(prompts: Prompts | PromptTable) -> tuple[str, ...]:
+    """All labels, in the order in which they are named first."""
     if isinstance(prompts, Prompts):
-        label_folders(prompts.labels)
+        return prompts.labels
+    named = (label for wanted in prompts.by_item.values() for label in wanted.labels)
+    return tuple(dict.fromkeys(named))
+
+
+def _check_prompts(engine: Engine, prompts: Prompts | PromptTable) -> dict[str, int]:
+    """Number of each label in label maps; prompts of all items are checked before any image."""
+    labels = _labels(prompts)
+    label_folders(labels)
+    if isinstance(prompts, Prompts):
         engine.pipeline.encode_prompts(prompts)
-    else:
-        label_folders({label for wanted in prompts.by_item.values() for label in wanted.labels})
+    return number_labels(labels)
 
 
 def _unmatched(prompts: Prompts | PromptTable, seen: set[str]) -> tuple[str, ...]:
     if isinstance(prompts, Prompts):
         return ()
     return tuple(islice(prompts.unmatched(seen), 100))
-
-
-def _process(
-    engine: Engine,
-    archive: Path,
-    prompts: Prompts | PromptTable,
-    listing: Iterable[ItemRef],
-    folder: RunFolder,
-    ledger: Ledger,
-    observer: Observer | None,
-) -> set[str]:
-    """Drive every item that has no row yet; returns ids seen, where prompts are per item."""
-    seen: set[str] = set()
-    finished, counts = ledger.items(), ledger.counts()
-    cv2.setNumThreads(1)  # images run side by side; OpenCV's own threads would compete
-
-    def pending() -> Iterator[ItemRef]:
-        for ref in listing:
-            if isinstance(prompts, PromptTable):
-                seen.add(ref.id)
-            if not ledger.holds(ref.id):
-                yield ref
-
-    group = engine.config.segment.batch
-    with ThreadPoolExecutor(engine.threads) as pool:
-        reading = _read_ahead(pool, archive, pending(), prompts, ahead=2 * group)
-        while works := list(islice(reading, group)):
-            _segment(engine, works, pool, folder)
-            written = pool.map(lambda work: write_masks(folder, work), works)
-            for work, outcomes in zip(works, written, strict=True):
-                ledger.commit(outcomes)
-                _log_item(folder, work, outcomes)
-                finished += 1
-                counts.update(outcome.status for outcome in outcomes)
-            if observer:
-                observer(finished, counts)
-    return seen
-
-
-def _read_ahead(
-    pool: Executor,
-    archive: Path,
-    refs: Iterator[ItemRef],
-    prompts: Prompts | PromptTable,
-    ahead: int,
-) -> Iterator[Work]:
-    """Items in order, decoded on threads, at most ``ahead`` of them waiting."""
-    waiting: deque[Future[Work]] = deque()
-    for ref in refs:
-        waiting.append(pool.submit(_read, archive, ref, prompts))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _read(archive: Path, ref: ItemRef, prompts: Prompts | PromptTable) -> Work:
-    if isinstance(prompts, PromptTable):
-        found = prompts.by_item.get(ref.id)
-        if found is None:
-            message = f"{prompts.source.name} has no row for this item; add one"
-            error = InputError("read_prompts", "no-prompt", message)
-            return Work(ref, Prompts({"target": ("",)}), error=error)
-        work = Work(ref, found)
-    else:
-        work = Work(ref, prompts)
-    try:
-        work.image = read_image(archive, ref)
-    except InputError as exc:
-        work.error = exc
-    return work
-
-
-def _segment(engine: Engine, works: Sequence[Work], pool: Executor, folder: RunFolder) -> None:
-    """Fill ``segments`` of a group; if the group fails, each alone, to find the culprit."""
-    readable = [work for work in works if work.image is not None]
-    try:
-        _segment_together(engine, readable, pool)
-    except torch.OutOfMemoryError as exc:
-        raise BackendError(
-            f"the device ran out of memory ({exc}); lower it with --set segment.batch=1 "
-            "--set saliency.rows=16"
-        ) from exc
-    except MedclipsamError as exc:
-        if not isinstance(exc, (ConfigError, InputError)):
-            raise
-        _segment_alone(engine, readable, pool, folder)
-    except Exception:  # one item must never end a run: find it, name it, go on
-        _segment_alone(engine, readable, pool, folder)
-
-
-def _segment_together(engine: Engine, works: Sequence[Work], pool: Executor) -> None:
-    frames = [(work, frame) for work in works for frame in work.image.frames]  # type: ignore[union-attr]
-    for work in works:
-        work.segments = []
-    batch = engine.config.segment.batch
-    for start in range(0, len(frames), batch):
-        part = frames[start : start + batch]
-        found = engine.pipeline.segment(
-            [frame for _, frame in part], [work.prompts for work, _ in part], pool.map
-        )
-        for (work, _), segments in zip(part, found, strict=True):
-            work.segments.append(_lighten(segments))
-
-
-def _segment_alone(
-    engine: Engine, works: Sequence[Work], pool: Executor, folder: RunFolder
-) -> None:
-    for work in works:
-        try:
-            _segment_together(engine, [work], pool)
-        except ConfigError as exc:
-            work.error = InputError("encode_prompts", "no-prompt", str(exc))
-        except Exception as exc:  # as above: this is the culprit
-            work.error = InputError("segment", "failed", f"{type(exc).__name__}: {exc}")
-            folder.log(
-                "failed",
-                item=work.ref.id,
-                traceback="".join(traceback.format_exception(exc, chain=False)),
-            )
-
-
-def _lighten(segments: dict[str, Segment]) -> dict[str, Segment]:
-    """Drop the float maps: a volume has hundreds of frames, and only masks are written."""
-    nothing = np.empty((0, 0), np.float32)
-    return {
-        label: Segment(**{**vars(s), "saliency": nothing, "crf_mask": nothing > 0})
-        for label, s in segments.items()
-    }
-
-
-def _log_item(folder: RunFolder, work: Work, outcomes: Sequence[Outcome]) -> None:
-    first = outcomes[0]
-    facts = {"item": first.item, "seconds": round(first.seconds, 3)}
-    if first.status == "quarantined":
-        folder.log("quarantined", **facts, stage=first.stage, reason=first.reason)
-    else:
-        filters = sorted({s.crf for by_label in work.segments for s in by_label.values()})
-        folder.log("done", **facts, outcomes={o.label: o.status for o in outcomes}, crf=filters)

@@ -1,9 +1,10 @@
-"""``medclipsam status`` and ``retry``: runs that are there already."""
+"""``medclipsam status``, ``retry`` and ``collect``: runs that are there already."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,3 +71,49 @@ def retry(run: Path, reasons: tuple[str, ...]) -> None:
                 (run / SUCCESS).unlink(missing_ok=True)  # first: it must never vouch for a gap
             count = ledger.forget(reasons or there)
     click.echo(f"{count} items will be tried again; repeat the command of the run")
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    required=True,
+    type=click.Choice(["coco", "nnunet"]),
+    help="What to make; may be repeated.",
+)
+@click.option(
+    "--review",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Decisions saved from the report: rejected and unsure cases are left out.",
+)
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Leave out cases with a mask below it, unless it was accepted.",
+)
+@report_errors
+def collect(
+    run: Path, formats: tuple[str, ...], review: Path | None, min_confidence: float
+) -> None:
+    """Make a COCO file or nnU-Net datasets of the masks in run folder RUN.
+
+    A case is left out whole when one of its labels is quarantined, rejected or unsure.
+
+    \b
+    medclipsam collect runs/first --to nnunet --review review.json --min-confidence 0.8
+    """
+    from medclipsam.engine.collecting import Selection, collect_run
+
+    print_collected(collect_run(run, formats, Selection(review, min_confidence)))
+
+
+def print_collected(collected: Any) -> None:
+    """Where collections lie, how many cases they hold, and what was left out."""
+    for name, path in collected.paths.items():
+        click.echo(f"{name}: {collected.taken[name]} cases in {path}")
+    for reason, count in sorted(collected.left_out.items()):
+        click.echo(f"left out, {reason}: {count}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medclipsam.engine.archive import Listing
+from medclipsam.engine.collecting import read_fingerprint, reopen_archive
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.runfolder import FINGERPRINT, LEDGER, LOG, SUCCESS, locked
@@ -74,9 +74,8 @@ def _state(folder: Path) -> Literal["running", "finished", "stopped"]:
 
 def _count(folder: Path) -> int | None:
     try:
-        archive = Path(json.loads((folder / FINGERPRINT).read_text("utf-8"))["archive"])
-        return sum(1 for _ in Listing(archive, exclude=folder))
-    except (OSError, ValueError, KeyError, ConfigError):
+        return reopen_archive(read_fingerprint(folder), folder).count()
+    except ConfigError:
         return None
 
 

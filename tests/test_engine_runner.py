@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -167,36 +165,6 @@ def command(archive, out, bundle):
         *RUN, str(archive), *flags, "-o", str(out), "--bundle", str(bundle),
         "--saliency", "gscorecam", "--device", "cpu", "--threads", "2", *settings,
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(archive, finished, tiny_bundle_folder, tmp_path):
-    """SIGKILL after a random number of rows, three times, then run to the end."""
-    chance = random.Random(5)
-    out = tmp_path / "killed"
-    for _ in range(3):
-        target = len(rows(out)) + chance.randint(1, 5) if (out / "ledger.sqlite").exists() else 1
-        process = subprocess.Popen(
-            command(archive, out, tiny_bundle_folder), stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None:
-            if (out / "ledger.sqlite").exists() and _count(out) >= target:
-                time.sleep(chance.random() * 0.05)
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        process.wait()
-    last = subprocess.run(command(archive, out, tiny_bundle_folder), capture_output=True, text=True)
-    assert last.returncode == 3, last.stderr
-    assert files(out) == files(finished.folder)
-    assert rows(out) == rows(finished.folder)
-
-
-def _count(out):
-    try:
-        return len(rows(out))
-    except OutputError:
-        return 0
 
 
 def test_sigterm_stops_cleanly_and_says_how_to_resume(archive, tiny_bundle_folder, tmp_path):

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli import Progress
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.options import engine_options, open_engine, report_errors
 
@@ -36,9 +35,11 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     from rich.console import Console
 
     from medclipsam.engine import evaluation
+    from medclipsam.engine.archive import open_archive
     from medclipsam.engine.ledger import Ledger
     from medclipsam.engine.prompts import read_prompt_table
     from medclipsam.engine.report import write_report
+    from medclipsam.engine.run_cli import Progress
     from medclipsam.engine.runfolder import LEDGER
     from medclipsam.engine.runner import report_facts, run
     from medclipsam.train.phantom_archive import write_phantom_archive
@@ -48,11 +49,12 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     written = write_phantom_archive(out, per_modality)
     table = read_prompt_table(written.prompts)
     folder = out / "run"
-    with Progress(written.archive, folder) as progress:
-        summary = run(engine, written.archive, table, folder, progress.update)
+    archive = open_archive(written.archive, avoid=folder)
+    with Progress(archive) as progress:
+        summary = run(engine, archive, table, folder, observer=progress.update)
     result = evaluation.evaluate(folder, written.truth)
     Console().print(evaluation.to_table(result))
-    facts = report_facts(engine, written.archive, table, summary)
+    facts = report_facts(engine, archive, table, summary)
     with Ledger(folder / LEDGER) as ledger:
         write_report(folder, ledger.outcomes(), facts, evaluation.to_json(result))
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))

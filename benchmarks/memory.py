@@ -1,0 +1,107 @@
+"""Peak memory of runs over few and over many images: it must not grow with the archive.
+
+    python -m medclipsam.benchmarks.memory
+
+Small phantoms, every run in a process of its own. The many are links to the few, which the
+runner cannot know: each is read, segmented and written. A last run writes to a stalled disk,
+which must stall it without growing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event, Timer
+
+import click
+
+from medclipsam.benchmarks.streaming import write_phantoms
+from medclipsam.engine.durable import write_durable
+
+FILES = 500  # distinct ones; the others are links
+
+
+def link_archive(folder: Path, source: Path, count: int) -> None:
+    """``count`` names for the images of ``source``, a thousand in each folder."""
+    files = sorted(source.iterdir())
+    for n in range(count):
+        path = folder / f"{n // 1000:03d}" / f"{n:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[n % len(files)], path)
+
+
+def run_alone(archive: str, out: str, threads: int, stall: float) -> None:
+    """One run in this process; says its peak memory as JSON.
+
+    With ``stall``, the first write of a mask hangs for so many seconds.
+    """
+    from medclipsam.engine import streaming
+    from medclipsam.engine.engine import Engine
+
+    settings = {"saliency": "gradcam", "segment": {"batch": 4}}
+    engine = Engine.open("phantom", "cpu", settings=settings, threads=threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if stall:
+        hang = Event()
+        Timer(stall, hang.set).start()
+        finish = streaming.finish_work
+
+        def stalled(*args: object) -> object:
+            hang.wait()
+            return finish(*args)  # type: ignore[arg-type]
+
+        streaming.finish_work = stalled  # type: ignore[assignment]
+    start = time.monotonic()
+    summary = engine.run(archive, {"mass": "breast ultrasound showing a mass"}, out)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts = {"items": summary.items, "seconds": round(time.monotonic() - start, 1)}
+    click.echo(json.dumps({**facts, "before_mib": before >> 10, "peak_mib": peak >> 10}))
+
+
+@click.command()
+@click.option("--few", default=1000, show_default=True)
+@click.option("--many", default=10_000, show_default=True)
+@click.option("--side", default=64, show_default=True, help="Side of an image in pixels.")
+@click.option("--stall", default=60.0, show_default=True, help="Seconds that the disk hangs.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+def main(few: int, many: int, side: int, stall: float, threads: int, out: Path) -> None:
+    """Writes memory.json."""
+    results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write_phantoms(root / "source", FILES, side)
+        for name, count, hang in (("few", few, 0.0), ("many", many, 0.0), ("stalled", few, stall)):
+            link_archive(root / name, root / "source", count)
+            program = (
+                "import sys; from medclipsam.benchmarks.memory import run_alone; "
+                "run_alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))"
+            )
+            command = [sys.executable, "-c", program, str(root / name), str(root / f"{name}-run")]
+            done = subprocess.run(
+                [*command, str(threads), str(hang)], stdout=subprocess.PIPE, text=True, check=True
+            )
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+            click.echo(json.dumps({name: results[name]}))
+    peak = {name: found["peak_mib"] for name, found in results.items()}
+    facts = {
+        "command": f"python -m medclipsam.benchmarks.memory --few {few} --many {many} "
+        f"--side {side} --stall {stall} --threads {threads}",
+        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
+        "results": results,
+        "many_over_few": round(peak["many"] / peak["few"], 4),
+        "stalled_over_few": round(peak["stalled"] / peak["few"], 4),
+    }
+    click.echo(json.dumps(facts))
+    write_durable(out / "memory.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""``medclipsam run``: an archive into a run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.options import (
+    SIZE,
+    choose_prompts,
+    engine_options,
+    open_engine,
+    prompt_option,
+    report_errors,
+)
+from medclipsam.engine.runs_cli import print_collected
+
+if TYPE_CHECKING:
+    from medclipsam.engine.archive import Archive
+    from medclipsam.engine.runner import RunSummary
+
+OUTPUTS = ("labelmap", "nifti", "dicom-seg", "saliency", "overlay", "coco", "nnunet")
+
+
+@click.command()
+@click.argument("archive")
+@prompt_option
+@click.option(
+    "--prompts",
+    "table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV or Parquet with a row per item and prompt, instead of -p.",
+)
+@click.option("--item-column", default="item", show_default=True)
+@click.option("--prompt-column", default="prompt", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Run folder.",
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Only items whose path matches.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No items whose path matches.")
+@click.option("--series", is_flag=True, help="A DICOM series is one item, not each of its files.")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Choice(OUTPUTS),
+    help="What to write beside the masks; may be repeated.",
+)
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Quarantine masks below it; they are kept in quarantine/.",
+)
+@click.option("--hash-names", is_flag=True, help="No file name of the archive in the run folder.")
+@click.option(
+    "--memory",
+    type=SIZE,
+    default="1G",
+    show_default=True,
+    help="Bytes that images in flight may hold, such as 512M.",
+)
+@click.option("--max-pixels", type=SIZE, help="Most pixels of one item, all frames [256M].")
+@click.option("--max-bytes", type=SIZE, help="Most bytes of one file, also inflated [2G].")
+@click.option("--max-seconds", type=click.FloatRange(min=0.1), help="To decode one item [120].")
+@click.option("--profile", is_flag=True, help="Print where the time went; write trace.json.")
+@engine_options
+@report_errors
+def run(
+    archive: str,
+    prompts: tuple[str, ...],
+    table: Path | None,
+    item_column: str,
+    prompt_column: str,
+    label_column: str,
+    out: Path,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    series: bool,
+    **options: Any,
+) -> None:
+    """Label every image of ARCHIVE into a run folder.
+
+    ARCHIVE is a folder, an image, a .tar, .tar.gz or .zip, WebDataset shards, a CSV or
+    Parquet list of paths, or a URL. Running the same command again resumes.
+
+    \b
+    medclipsam run scans/ -p "breast ultrasound showing a mass" -o runs/first
+    medclipsam run scans/ -p mass="a mass|a solid mass" -p cyst="a cyst" -o runs/second
+    medclipsam run 'shards-{000..099}.tar' -p lungs --output labelmap --output coco -o runs/third
+    """
+    from medclipsam.engine.archive import open_archive
+    from medclipsam.engine.prompts import read_prompt_table
+    from medclipsam.engine.runner import run as run_archive
+    from medclipsam.engine.stopping import stop_on_signals
+
+    if prompts and table:
+        raise ConfigError('say what to look for: either -p "TEXT" or --prompts FILE')
+    chosen = run_options(options)
+    opened = open_archive(archive, include, exclude, series, out, chosen.limits)
+    wanted = (
+        read_prompt_table(table, item_column, prompt_column, label_column)
+        if table
+        else choose_prompts(prompts, options["config"])
+    )
+    engine = open_engine(options)
+    with (
+        Progress(opened) as progress,
+        stop_on_signals(lambda text: click.echo(text, err=True)) as stop,
+    ):
+        summary = run_archive(engine, opened, wanted, out, chosen, progress.update, stop)
+    print_summary(summary)
+    if options["profile"]:
+        print_profile(summary)
+    sys.exit(summary.exit_code)
+
+
+def run_options(options: dict[str, Any]) -> Any:
+    """``RunOptions`` of the flags."""
+    from medclipsam.engine.archive import Limits
+    from medclipsam.engine.runner import RunOptions
+
+    names = ("max_pixels", "max_bytes", "max_seconds")
+    limits = Limits(**{name: options[name] for name in names if options[name] is not None})
+    return RunOptions(
+        outputs=tuple(dict.fromkeys(options["outputs"])),
+        min_confidence=options["min_confidence"],
+        hash_names=options["hash_names"],
+        memory=options["memory"],
+        trace=options["profile"],
+        limits=limits,
+    )
+
+
+class Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, archive: Archive):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True)
+        self._last = 0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("segment", total=None)
+        self._archive = archive
+
+    def __enter__(self) -> Progress:
+        from threading import Thread
+
+        self._bar.start()
+        if self._console.is_terminal and self._archive.countable:
+            Thread(target=self._count, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _count(self) -> None:
+        """The total, found beside the work: listing a large archive takes a while."""
+        self._bar.update(self._task, total=self._archive.count())
+
+    def update(self, finished: int, counts: Counter[str]) -> None:
+        text = "segment"
+        if counts["quarantined"]:
+            text += f" ({counts['quarantined']} quarantined)"
+        self._bar.update(self._task, completed=finished, description=text)
+        if not self._console.is_terminal and finished >= self._last + 50:
+            self._last = finished
+            click.echo(f"{finished} items, {text}", err=True)
+
+
+def print_summary(summary: RunSummary) -> None:
+    """What a person wants to know at the end of a run."""
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items())) or "nothing"
+    rate = (summary.items - summary.resumed) / max(summary.seconds, 1e-9)
+    click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s, {rate:.2f} items/s)")
+    if summary.resumed:
+        click.echo(f"{summary.resumed} items were finished by an earlier attempt")
+    if summary.interrupted:
+        click.echo("Interrupted. Run the same command again to resume.", err=True)
+        return
+    if summary.duplicates:
+        click.echo(f"{summary.duplicates} items have the bytes of another: see duplicates.csv")
+    if summary.repeated:
+        click.echo(f"{summary.repeated} entries of the archive name an item that was there before")
+    if summary.ignored:
+        kinds = ", ".join(f"{suffix or 'no suffix'} {n}" for suffix, n in summary.ignored.items())
+        click.echo(f"other files ignored: {kinds}")
+    if summary.unmatched:
+        some = ", ".join(summary.unmatched[:3])
+        click.echo(
+            f"prompt rows without an item in the archive: {len(summary.unmatched)} ({some} …)"
+        )
+    if summary.collected:
+        print_collected(summary.collected)
+    if summary.counts["quarantined"]:
+        click.echo("quarantined items and why: see the report or manifest.parquet")
+    click.echo(f"masks:  {summary.folder / 'masks'}")
+    click.echo(f"report: {summary.report}")
+
+
+def print_profile(summary: RunSummary) -> None:
+    """Where the time of a run went, stage by stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medclipsam.engine.meter import DEVICE
+    from medclipsam.engine.runfolder import TRACE
+
+    table = Table("stage", "runs on", "items", "busy s", "occupancy", "waiting", "most")
+    for stage in summary.stages:
+        where = "device" if stage.stage in DEVICE else f"{stage.workers} threads"
+        table.add_row(
+            stage.stage,
+            where,
+            str(stage.items),
+            f"{stage.busy:.1f}",
+            f"{stage.occupancy:.0%}",
+            f"{stage.depth:.1f}",
+            str(stage.deepest),
+        )
+    Console().print(table)
+    wall = max(summary.seconds, 1e-9)
+    click.echo(
+        f"the device executor rested {summary.idle / wall:.0%} of the time, "
+        f"{summary.idle_queued / wall:.0%} with a part of a batch waiting"
+    )
+    click.echo(f"trace, for ui.perfetto.dev: {summary.folder / TRACE}")

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from medclipsam.engine.archive.listing import known_suffix
+from medclipsam.engine.archive.kinds import known_suffix
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.types import ItemRef

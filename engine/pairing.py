@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from medclipsam.engine.archive.listing import known_suffix
+from medclipsam.engine.archive.kinds import known_suffix
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import ItemRef
 

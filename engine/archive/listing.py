@@ -8,7 +8,6 @@ folder's entries are held at a time.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,12 @@ from medclipsam.engine.archive.blob import LocalBlob
 from medclipsam.engine.archive.containers import list_members
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.files import has_magic
-from medclipsam.engine.archive.kinds import SUFFIXES, is_container, known_suffix
+from medclipsam.engine.archive.kinds import is_container
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits
 from medclipsam.engine.archive.series import group_series
 from medclipsam.engine.archive.sieve import Sieve
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import ItemRef
-
-__all__ = ["SUFFIXES", "Folder", "Listing", "known_suffix"]
 
 
 class Folder:

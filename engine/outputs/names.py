@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-from medclipsam.engine.archive.listing import known_suffix
+from medclipsam.engine.archive.kinds import known_suffix
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import ItemRef
 

@@ -90,9 +90,8 @@ class Pairs:
     def __init__(self, ledger: Ledger):
         self._ledger = ledger
 
-    def __contains__(self, pair: object) -> bool:
-        item, label = pair  # type: ignore[misc]
-        return any(row.label == label for row in self._ledger.rows(item))
+    def __contains__(self, pair: Any) -> bool:
+        return any(row.label == pair[1] for row in self._ledger.rows(pair[0]))
 
 
 def _cases(outcomes: Iterable[Outcome]) -> Iterator[Case]:

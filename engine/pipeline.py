@@ -168,7 +168,7 @@ class Pipeline:
     ) -> list[Found]:
         """refine_mask and extract_boxes of one frame, for each prompt; runs on a CPU thread."""
         solver = DenseCrf(rgb, self.config.crf)
-        fit = make_fit(*rgb.shape[:2], self.encoder.image_size, self.config.fit)
+        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         return [
             self._find_boxes(solver, fit, label, cells, float(contrast))
             for label, cells, contrast in zip(prompts.labels, *answer, strict=True)

@@ -77,11 +77,11 @@ def finish_work(work: Work, delivery: Delivery) -> tuple[list[tuple[str, bytes]]
     labelled = _labelled(work, work.image, rows)
     for name in delivery.formats:
         try:
-            made = encode_outputs(labelled, (name,), delivery.label_index)
+            encoded = encode_outputs(labelled, (name,), delivery.label_index)
         except InputError as exc:  # the masks are good: say what could not be made of them
             rows = [replace(row, message=f"{row.message} no {name}: {exc}".strip()) for row in rows]
         else:
-            files += [(str(path), data) for path, data in made]
+            files += [(str(path), data) for path, data in encoded]
     return files, rows
 
 

@@ -79,15 +79,16 @@ def calibrate_confidence(folder: Path) -> ConfidenceConfig:
     figures = [vars(segment) for segment, _ in drawn]
     scale = float(np.std([each["contrast"] for each in figures])) or 1.0
     x = np.array([features(each, scale) for each in figures])
-    bias, *weights = (round(float(value), 4) for value in fit_logistic(x, good))
-    return ConfidenceConfig(bias, *weights, scale=round(scale, 6))
+    bias, iou, stability, agreed, contrast = fit_logistic(x, good).round(4).tolist()
+    return ConfidenceConfig(bias, iou, stability, agreed, contrast, round(scale, 6))
 
 
 def ask_phantom(engine: Engine, phantom: Phantom) -> Iterator[tuple[Segment, float]]:
     """Masks drawn for the modality's two targets, together and alone, and their true DSC."""
     grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
     rgb = np.repeat(grey[..., None], 3, axis=2)
-    texts = {target: (PROMPTS[target],) for target in TARGETS[phantom.modality]}
+    wanted = TARGETS[phantom.modality]
+    texts: dict[str, tuple[str, ...]] = {target: (PROMPTS[target],) for target in wanted}
     asked = [texts, *({target: text} for target, text in texts.items())]
     for segments in engine.pipeline.segment([rgb] * len(asked), [Prompts(t) for t in asked]):
         for target, segment in segments.items():

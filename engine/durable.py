@@ -1,7 +1,8 @@
 """Files that are either whole and on disk, or not there at all.
 
-Refuses to know what it writes. Readers never see a torn file: bytes go to a
-temporary name in the same folder, are synced, renamed, and the folder is synced.
+Refuses to know what it writes. Readers never see a torn file: bytes go to a temporary name
+on the same file system, are synced, renamed, and the folder is synced. A killed process
+leaves its temporary files behind; ``remove_unfinished`` clears a folder of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import IO
 from medclipsam.engine.errors import OutputError
 
 READABLE = 0o644
+PREFIX = ".writing-"
 
 
 def write_durable(path: Path, data: bytes, mode: int = READABLE) -> None:
@@ -28,14 +30,17 @@ def write_durable(path: Path, data: bytes, mode: int = READABLE) -> None:
         file.write(data)
 
 
-def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+def write_together(files: Sequence[tuple[Path, bytes]], scratch: Path) -> None:
     """Put several files at their paths; each folder is synced once, at the end.
+
+    Args:
+        scratch: folder of the temporary files, on the same file system.
 
     Raises:
         OutputError: as above; those already renamed stay, whole.
     """
     for path, data in files:
-        with durable_file(path, sync=False) as file:
+        with durable_file(path, sync=False, scratch=scratch) as file:
             file.write(data)
     for folder in dict.fromkeys(path.parent for path, _ in files):
         with _explained(folder):
@@ -43,12 +48,15 @@ def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
 
 
 @contextmanager
-def durable_file(path: Path, mode: int = READABLE, sync: bool = True) -> Iterator[IO[bytes]]:
+def durable_file(
+    path: Path, mode: int = READABLE, sync: bool = True, scratch: Path | None = None
+) -> Iterator[IO[bytes]]:
     """A file to write to, which appears at ``path`` at the end, or not at all.
 
     Args:
         mode: permissions.
         sync: sync the folder too; without it the name may be lost in a power cut.
+        scratch: folder of the temporary file, the same as ``path``'s by default.
 
     Raises:
         OutputError: the folder cannot be made or the bytes cannot be stored.
@@ -57,7 +65,7 @@ def durable_file(path: Path, mode: int = READABLE, sync: bool = True) -> Iterato
     try:
         with _explained(path):
             make_folder(path.parent)
-            handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+            handle, temporary = tempfile.mkstemp(prefix=PREFIX, dir=scratch or path.parent)
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
@@ -83,13 +91,25 @@ def _explained(path: Path) -> Iterator[None]:
         ) from exc
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was writing directly into ``folder``."""
+    with _explained(folder):
+        for path in folder.glob(f"{PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
-    """Create ``folder`` and those above it, so that they survive a power cut."""
+    """Create ``folder`` and those above it, so that they survive a power cut.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    with _explained(folder):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

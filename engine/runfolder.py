@@ -27,7 +27,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from medclipsam.engine.durable import durable_file, write_durable, write_together
+from medclipsam.engine.durable import (
+    PREFIX,
+    durable_file,
+    make_folder,
+    remove_unfinished,
+    write_durable,
+    write_together,
+)
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.types import Outcome
 
@@ -42,7 +49,7 @@ _VERSIONED = (
     *("medclipsam", "torch", "open_clip_torch", "segment-anything", "numba", "numpy"),
     *("opencv-python-headless", "pillow", "pydicom", "nibabel"),
 )
-LOCK = ".lock"
+LOCK, SCRATCH = ".lock", ".unfinished"
 DUPLICATES, TRACE = "duplicates.csv", "trace.json"
 FIGURES = (
     *("confidence", "predicted_iou", "stability", "agreement"),
@@ -72,9 +79,10 @@ class RunFolder:
             raise OutputError(f"cannot use {path} as output folder: {exc.strerror}") from exc
         if FINGERPRINT in present:
             self._compare(fingerprint)
-        elif present - {LOCK}:
+        elif any(not name.startswith(PREFIX) for name in present - {LOCK, SCRATCH}):
             raise ConfigError(f"{path} is neither empty nor a run folder; choose another with -o")
         self._lock = self._take_lock()
+        self._make_scratch()
         if FINGERPRINT not in present:
             self.write(FINGERPRINT, _json(fingerprint))
         (path / SUCCESS).unlink(missing_ok=True)
@@ -102,7 +110,8 @@ class RunFolder:
 
     def write_all(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Put several files into the folder durably."""
-        write_together([(self.path / relative, data) for relative, data in files])
+        paths = [(self.path / relative, data) for relative, data in files]
+        write_together(paths, self.path / SCRATCH)
 
     def log(self, event: str, **facts: Any) -> None:
         """One line in ``log.jsonl``, from any thread."""
@@ -119,6 +128,12 @@ class RunFolder:
             f"cannot write {self.path / LOG}: {exc.strerror}. Free space, then run the same "
             "command again"
         )
+
+    def _make_scratch(self) -> None:
+        """A place for unfinished files; those of a killed run are removed."""
+        make_folder(self.path / SCRATCH)
+        for folder in (self.path, self.path / SCRATCH, self.path / "report"):
+            remove_unfinished(folder)
 
     def _take_lock(self) -> IO[str]:
         try:

@@ -46,6 +46,13 @@ def ends_within(pid, seconds):
     return None
 
 
+def difference(found, whole):
+    """What a run holds that an uninterrupted one does not, and the other way round."""
+    files = sorted(found[0].items() ^ whole[0].items())
+    rows = [row for row in (*found[1], *whole[1]) if row not in found[1] or row not in whole[1]]
+    return f"files {sorted({name for name, _ in files})}, rows {rows}"
+
+
 def main(bundle, archive, folder, kills, seed):
     torch.set_num_threads(1)
     engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
@@ -72,7 +79,7 @@ def main(bundle, archive, folder, kills, seed):
         if status:
             wrong.append(f"run {runs}: ended with {status}")
         elif state(out) != whole:
-            wrong.append(f"run {runs}: differs from an uninterrupted one")
+            wrong.append(f"run {runs}: {difference(state(out), whole)}")
     print(json.dumps({"killed": killed, "runs": runs, "wrong": wrong}))
 
 

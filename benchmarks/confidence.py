@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def auc(score: np.ndarray, good: np.ndarray) -> float:
 def judge(score: np.ndarray, good: np.ndarray) -> dict[str, Any]:
     """Calibration of ``score`` as the probability of ``good``."""
     rows, gap = [], 0.0
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in pairwise(BINS):
         inside = (score >= low) & ((score < high) | (high == BINS[-1]))
         if inside.any():
             said, true = float(score[inside].mean()), float(good[inside].mean())

@@ -158,4 +158,4 @@ def test_the_flag_offers_every_output():
     from medclipsam.engine.outputs import COLLECTIONS, FORMATS
     from medclipsam.engine.run_cli import OUTPUTS
 
-    assert OUTPUTS == (*FORMATS, *COLLECTIONS)
+    assert (*FORMATS, *COLLECTIONS) == OUTPUTS

@@ -1,12 +1,14 @@
 """One static folder that shows a finished run in any browser, straight from disk.
 
-Refuses to know how outcomes came about. ``page/report.html`` is copied as it is; all
-that varies stands in ``data.js``, a script that assigns one global as JSON, because a
-page opened from disk may not fetch. Nothing is requested from elsewhere.
+Refuses to know how outcomes came about. The page is ``page/report.html`` with its style
+and scripts inlined, the same for every run; all that varies stands in ``data.js``, a
+script that assigns one global as JSON, because a page opened from disk may not fetch.
+Nothing is requested from elsewhere.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -20,30 +22,28 @@ from urllib.parse import quote
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.outputs import safe_label
+from medclipsam.engine.runfolder import FIGURES
 from medclipsam.engine.types import Outcome
 
 FOLDER = "report"
-PAGE = Path(__file__).parent / "page" / "report.html"
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = (
+    *("rows.js", "view.js", "decisions.js", "grid.js", "card.js", "charts.js"),
+    *("run.js", "quarantine.js", "large.js", "review.js", "report.js"),
+)
 DATA_PREFIX = "window.medclipsam = "
 LISTED = 50_000  # outcomes a browser handles with ease; counts cover all of them
 NAME_BYTES, PATH_BYTES = 240, 1000
 COLUMNS = (
-    "item",
-    "label",
-    "status",
-    "stage",
-    "reason",
-    "message",
-    "mask",
-    "preview",
-    "area",
-    "confidence",
-    "predicted_iou",
-    "stability",
-    "contrast",
-    "frames",
-    "boxes",
+    *("item", "label", "prompt", "status", "stage", "reason", "message"),
+    *("mask", "preview", "area", *FIGURES, "frames", "boxes"),
 )
+ABSENT = {
+    "no-saliency": "no part of the image stands out for this prompt",
+    "no-component": "nothing that stands out is large enough for a box",
+    "not-in-image": "the contrast with other prompts is too low",
+    "empty-mask": "SAM found nothing inside the boxes",
+}
 
 
 def write_report(
@@ -51,6 +51,7 @@ def write_report(
     outcomes: Iterable[Outcome],
     facts: dict[str, object],
     evaluation: dict[str, Any] | None = None,
+    identity: str = "",
 ) -> Path:
     """Write ``report/index.html`` and ``report/data.js`` into a run folder.
 
@@ -62,6 +63,8 @@ def write_report(
         outcomes: read once, never held together.
         facts: what the page tells about the run: plain values, dicts and lists.
         evaluation: as ``evaluation.to_json`` gives it.
+        identity: what tells this run from others; the browser keeps the decisions of a
+            review under it. By default the hash of the outcomes listed.
 
     Returns:
         The page.
@@ -70,26 +73,55 @@ def write_report(
         "title": str(facts.get("name") or folder.resolve().name),
         "facts": [[str(name), _plain(value)] for name, value in facts.items()],
         "evaluation": _plain(evaluation),
-        "reasons": InputError.REASONS,
+        "reasons": ABSENT | InputError.REASONS,
         "columns": COLUMNS,
     }
     stream = io.StringIO()
     stream.write(DATA_PREFIX + _script_json(head)[:-1] + ',"rows":[')
+    start = stream.tell()
+    tail = _write_rows(stream, outcomes)
+    if not identity:
+        identity = hashlib.sha256(stream.getvalue()[start:].encode()).hexdigest()[:16]
+    stream.write("\n]," + _script_json({**tail, "run": identity})[1:] + ";\n")
+    write_durable(folder / FOLDER / "data.js", stream.getvalue().encode())
+    page = folder / FOLDER / "index.html"
+    write_durable(page, _make_page().encode())
+    return page
+
+
+def _write_rows(stream: io.StringIO, outcomes: Iterable[Outcome]) -> dict[str, object]:
+    """Rows as JSON arrays, and what is only known after them: counts and prompts."""
     counts: Counter[str] = Counter()
+    reasons: Counter[tuple[str, str]] = Counter()
+    prompts: dict[str, int] = {}
     listed = quarantined = 0
     for outcome in outcomes:
         counts[outcome.status] += 1
         lost = outcome.status == "quarantined"
+        if outcome.reason:
+            reasons[outcome.status, outcome.reason] += 1
         if counts.total() > LISTED and not (lost and quarantined < LISTED):
             continue
         stream.write(",\n" if listed else "\n")
-        stream.write(_script_json(_row(outcome)))
+        stream.write(_script_json(_row(outcome, prompts.setdefault(outcome.prompt, len(prompts)))))
         listed += 1
         quarantined += lost
-    stream.write(f'\n],"counts":{_script_json(counts)}}};\n')
-    write_durable(folder / FOLDER / "data.js", stream.getvalue().encode())
-    page = folder / FOLDER / "index.html"
-    write_durable(page, PAGE.read_bytes())
+    return {
+        "counts": counts,
+        "why": [[*key, n] for key, n in reasons.most_common()],
+        "prompts": list(prompts),
+    }
+
+
+def _make_page() -> str:
+    """The page in one piece; its policy allows just this style and this script."""
+    style = "\n" + (PAGE / "report.css").read_text("utf-8")
+    script = "\n" + "".join((PAGE / name).read_text("utf-8") for name in SCRIPTS)
+    page = (PAGE / "report.html").read_text("utf-8")
+    for tag, text in (("style", style), ("script", script)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        page = page.replace(f"sha256-{tag}", f"sha256-{digest}")
+        page = page.replace(f"<{tag}></{tag}>", f"<{tag}>{text}</{tag}>")
     return page
 
 
@@ -113,24 +145,21 @@ def preview_path(label: str, item: str) -> PurePosixPath:
     return PurePosixPath("previews", safe_label(label), *parts)
 
 
-def _row(outcome: Outcome) -> list[object]:
+def _row(outcome: Outcome, prompt: int) -> list[object]:
     """The outcome in the order of ``COLUMNS``, links percent-encoded."""
-    figures = outcome.figures
-    preview = "" if outcome.status == "quarantined" else preview_path(outcome.label, outcome.item)
+    pictured = outcome.status != "quarantined" or outcome.mask  # low confidence: kept apart
     return [
         _text(outcome.item),
         outcome.label,
+        prompt,
         outcome.status,
         outcome.stage,
         outcome.reason,
         outcome.message,
         "../" + _link(outcome.mask) if outcome.mask else "",
-        _link(str(preview)),
+        _link(str(preview_path(outcome.label, outcome.item))) if pictured else "",
         outcome.area,
-        *(
-            _figure(figures.get(name))
-            for name in ("confidence", "predicted_iou", "stability", "contrast")
-        ),
+        *(_figure(outcome.figures.get(name)) for name in FIGURES),
         outcome.frames,
         sum(len(frame) for frame in outcome.boxes),
     ]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import threading
@@ -177,6 +178,11 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as exc:
             raise ConfigError(f"a run is going on in {path}; wait for it or stop it") from exc
         yield
+
+
+def identify(path: Path) -> str:
+    """A hash of the fingerprint of the run in folder ``path``."""
+    return hashlib.sha256((path / FINGERPRINT).read_bytes()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

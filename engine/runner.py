@@ -33,6 +33,7 @@ from medclipsam.engine.runfolder import (
     SUCCESS,
     TRACE,
     RunFolder,
+    identify,
     versions,
     write_duplicates,
     write_manifest,
@@ -196,7 +197,8 @@ def run(
                 return summary
             write_manifest(folder, ledger.outcomes())
             write_duplicates(folder, ledger.duplicates())
-            write_report(out, ledger.outcomes(), report_facts(engine, archive, prompts, summary))
+            facts = report_facts(engine, archive, prompts, summary)
+            write_report(out, ledger.outcomes(), facts, identity=identify(out))
             if options.collections:
                 summary = replace(
                     summary, collected=_collect(stream, archive, options, list(index))

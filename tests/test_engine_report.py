@@ -1,7 +1,10 @@
 """The report folder: complete, closed to the outside and proof against hostile names."""
 
+import base64
+import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
 from urllib.parse import unquote_to_bytes
@@ -10,6 +13,7 @@ import pytest
 
 from medclipsam.engine import report
 from medclipsam.engine.report import preview_path, write_report
+from medclipsam.engine.runfolder import FIGURES
 from medclipsam.engine.types import Outcome
 
 HOSTILE = [
@@ -28,7 +32,9 @@ HOSTILE = [
 
 
 def outcome(item, status="done", label="mass", **more):
-    figures = {"confidence": 0.5, "predicted_iou": float("nan"), "contrast": None}
+    figures = dict.fromkeys(FIGURES, 0.25)
+    figures |= {"confidence": 0.5, "predicted_iou": float("nan"), "contrast": None}
+    del figures["stability"]
     mask = f"masks/{label}/{item}" if status != "quarantined" else ""
     return Outcome(item, label, status, mask=mask, area=12, frames=1, figures=figures, **more)
 
@@ -86,14 +92,45 @@ def test_every_outcome_is_listed_and_counted(tmp_path):
     assert [row["item"] for row in rows] == ["a/1.png", "a/2.png", "3.dcm"]
     first, _, last = rows
     assert (first["boxes"], first["area"], first["confidence"]) == (3, 12, 0.5)
+    assert set(FIGURES) < set(first)
     assert first["predicted_iou"] is first["contrast"] is first["stability"] is None
+    assert first["agreement"] == first["area_share"] == first["border"] == 0.25
     assert (first["mask"], first["preview"]) == (
         "../masks/mass/a/1.png",
         "previews/mass/a/1.png.jpg",
     )
     assert (last["mask"], last["preview"]) == ("", "")
     assert (last["stage"], last["reason"], last["message"]) == ("read_image", "truncated", "cut")
-    assert set(data["reasons"]) >= {"truncated"}
+    assert set(data["reasons"]) >= {"truncated", "low-confidence", "no-saliency", "empty-mask"}
+    assert sorted(data["why"]) == [["absent", "no-saliency", 1], ["quarantined", "truncated", 1]]
+
+
+def test_masks_of_low_confidence_keep_their_mask_and_preview(tmp_path):
+    kept = outcome("1.png", "quarantined", reason="low-confidence")
+    kept = replace(kept, mask="quarantine/mass/1.png", area=3)
+    write_report(tmp_path, [kept, outcome("2.png", "quarantined", reason="constant")], {})
+    _, (first, second) = read(tmp_path)
+    assert first["mask"] == "../quarantine/mass/1.png"
+    assert first["preview"] == "previews/mass/1.png.jpg"
+    assert (second["mask"], second["preview"]) == ("", "")
+
+
+def test_prompts_are_written_once(tmp_path):
+    prompts = ["a mass", "a cyst", "a mass", ""]
+    write_report(tmp_path, [outcome(f"{i}", prompt=p) for i, p in enumerate(prompts)], {})
+    data, rows = read(tmp_path)
+    assert data["prompts"] == ["a mass", "a cyst", ""]
+    assert [data["prompts"][row["prompt"]] for row in rows] == prompts
+
+
+def test_a_run_has_an_identity_of_its_own(tmp_path):
+    def identity(items, facts, **given):
+        write_report(tmp_path, map(outcome, items), facts, **given)
+        return read(tmp_path)[0]["run"]
+
+    assert identity(["1"], {}, identity="<run>") == "<run>"
+    assert identity(["1"], {"seconds": 1}) == identity(["1"], {"seconds": 2})
+    assert identity(["1"], {}) != identity(["2"], {})
 
 
 def test_a_run_without_outcomes_has_a_report(tmp_path):
@@ -147,14 +184,28 @@ def test_the_page_parses_and_asks_nothing_of_the_network(tmp_path):
     sources = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert sources == ["data:,", "data.js"]
     policy = next(v for _, n, v in page.attributes if n == "content" and "default-src" in v)
-    assert policy.startswith("default-src 'none';")
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        inlined = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(inlined.encode()).digest()).decode()
+        assert f"{tag}-src" in policy and f"'sha256-{digest}'" in policy
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
 
 
 def test_the_page_never_builds_markup_from_data():
-    script = report.PAGE.read_text(encoding="utf-8")
     words = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function"
-    assert not re.search(words, script)
+    for path in report.PAGE.iterdir():
+        assert not re.search(words, path.read_text("utf-8")), path.name
+
+
+def test_every_part_of_the_page_is_inlined(tmp_path):
+    write_report(tmp_path, [], {})
+    text = (tmp_path / "report/index.html").read_text("utf-8")
+    assert {*report.SCRIPTS, "report.html", "report.css"} == {p.name for p in report.PAGE.iterdir()}
+    for name in (*report.SCRIPTS, "report.css"):
+        assert (report.PAGE / name).read_text("utf-8") in text
+    assert text.count("</script>") == 2 and text.count("</style>") == 1
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "data.js"}
 
 
 def test_long_lists_are_cut_but_counted_and_keep_the_quarantine(tmp_path, monkeypatch):

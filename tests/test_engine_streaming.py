@@ -456,3 +456,21 @@ def committed(out):
             return ledger.items()
     except OutputError:
         return 0
+
+
+def test_the_most_downstream_full_batch_goes_first(whole, engine):
+    """At the start of no device step did a full batch wait further down."""
+    events = json.loads((whole.folder / "trace.json").read_text())
+    timed = sorted((e for e in events if "ts" in e), key=lambda e: (e["ts"], e["ph"] == "X"))
+    order = ("encode_image", "compute_saliency", "segment_encode", "segment_decode")
+    full = {"compute_saliency": 16, "segment_encode": 3}  # rows and frames, as in FAST
+    waiting, steps = Counter(), 0
+    for event in timed:
+        if event["ph"] == "C":
+            waiting[event["name"].removeprefix("waiting for ")] = event["args"]["waiting"]
+        elif event["name"] in order:
+            steps += 1
+            for later in order[order.index(event["name"]) + 1 :]:
+                # Work that is taken out of its queue before the clock starts cannot count.
+                assert waiting[later] < full.get(later, 10**9), (event, dict(waiting))
+    assert steps > 20

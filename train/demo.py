@@ -40,7 +40,7 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     from medclipsam.engine.prompts import read_prompt_table
     from medclipsam.engine.report import write_report
     from medclipsam.engine.run_cli import Progress
-    from medclipsam.engine.runfolder import LEDGER
+    from medclipsam.engine.runfolder import LEDGER, identify
     from medclipsam.engine.runner import report_facts, run
     from medclipsam.train.phantom_archive import write_phantom_archive
 
@@ -56,7 +56,8 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     Console().print(evaluation.to_table(result))
     facts = report_facts(engine, archive, table, summary)
     with Ledger(folder / LEDGER) as ledger:
-        write_report(folder, ledger.outcomes(), facts, evaluation.to_json(result))
+        scores = evaluation.to_json(result)
+        write_report(folder, ledger.outcomes(), facts, scores, identify(folder))
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))
     click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s)")
     click.echo("one file was written corrupt on purpose: it stands in quarantine")

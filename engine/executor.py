@@ -30,6 +30,7 @@ from medclipsam.engine.types import Segment
 from medclipsam.engine.work import Work
 
 FULL_SCALE = 65535  # of saliency kept as uint16
+PATIENCE = 1.0  # seconds that a part of a batch waits for what is on its way
 
 
 @dataclass(eq=False)
@@ -83,21 +84,23 @@ class Executor:
 
         Once ``stop`` is set, items that were loaded but not begun are dropped.
         """
+        patient = True
         while True:
             # In this order: what ended before it was counted has left its event.
             closed, moving = self.inbox.closed, self.inbox.moving
             self.inbox.drain(block=False)
             if stop.is_set():
                 self._drop_unbegun()
-            step = self._next_step(moving > 0)
+            step = self._next_step(moving > 0 and patient)
             if step:
                 step()
+                patient = True
             elif closed and not moving and not self._queued:
                 return
             else:
                 start = time.perf_counter()
                 queued = self._queued
-                self.inbox.drain(block=True)
+                patient = self.inbox.drain(block=True, timeout=PATIENCE if queued else None)
                 self.meter.rest(time.perf_counter() - start, queued)
 
     def load(self, work: Work) -> None:

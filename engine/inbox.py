@@ -41,16 +41,22 @@ class Inbox:
         """Let the executor raise ``error``."""
         self._queue.put(partial(_raise, error))
 
-    def drain(self, block: bool) -> None:
-        """Run all events that are there; wait for a first one if ``block``."""
+    def drain(self, block: bool, timeout: float | None = None) -> bool:
+        """Run all events that are there; whether there was any.
+
+        Args:
+            block: wait for a first one, for at most ``timeout`` seconds.
+        """
+        found = False
         try:
-            event = self._queue.get(block)
+            event = self._queue.get(block, timeout)
             while True:
+                found = True
                 if event:
                     event()
                 event = self._queue.get_nowait()
         except queue.Empty:
-            return
+            return found
 
 
 def _raise(error: BaseException) -> None:

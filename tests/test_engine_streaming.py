@@ -474,3 +474,29 @@ def test_the_most_downstream_full_batch_goes_first(whole, engine):
                 # Work that is taken out of its queue before the clock starts cannot count.
                 assert waiting[later] < full.get(later, 10**9), (event, dict(waiting))
     assert steps > 20
+
+
+def test_a_hanging_read_does_not_hold_up_the_others(engine, tmp_path, monkeypatch):
+    """Parts of batches wait a second for what is on its way, then they are run."""
+    root = tmp_path / "scans"
+    root.mkdir()
+    for n in range(5):
+        cv2.imwrite(str(root / f"{n}.png"), grey(n, (40, 40)))
+    go, real = threading.Event(), streaming.Stream._read
+
+    def read(self, entry, ref):
+        if entry.ref.path == "2.png":
+            go.wait(60)
+        return real(self, entry, ref)
+
+    monkeypatch.setattr(streaming.Stream, "_read", read)
+    out = tmp_path / "run"
+    thread = threading.Thread(target=lambda: engine.run(root, PROMPTS, out))
+    thread.start()
+    until = time.monotonic() + 30
+    while committed(out) < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert committed(out) == 4
+    go.set()
+    thread.join(60)
+    assert committed(out) == 5

@@ -102,6 +102,8 @@ class RunFolder:
             if kind is None:  # else something worse is on its way
                 raise self._log_failure(exc) from exc
         finally:
+            with suppress(OSError):  # files that somebody still writes stay there
+                (self.path / SCRATCH).rmdir()
             with suppress(OSError):  # the lock file holds nothing
                 self._lock.close()
 

@@ -183,8 +183,19 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def identify(path: Path) -> str:
-    """A hash of the fingerprint of the run in folder ``path``."""
-    return hashlib.sha256((path / FINGERPRINT).read_bytes()).hexdigest()[:16]
+    """A hash of the fingerprint of the run in folder ``path``.
+
+    Raises:
+        OutputError: it cannot be read any more.
+    """
+    try:
+        data = (path / FINGERPRINT).read_bytes()
+    except OSError as exc:
+        raise OutputError(
+            f"cannot read {path / FINGERPRINT}: {exc.strerror}. Mend the disk, then run the same "
+            "command again"
+        ) from exc
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Each makes .venv when needed.
-# PYTHON chooses the interpreter (3.10 or newer): make demo PYTHON=python3.12
+# PYTHON chooses the interpreter (3.11 or newer): make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +21,7 @@ lint: .venv/developed
 	MYPYPATH=.venv/typing $(BIN)/mypy
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 

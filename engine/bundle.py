@@ -1,8 +1,9 @@
 """A bundle is one deployable model in one folder, verified by hash before it is loaded.
 
-    bundle.json                 identities, sizes, defaults, sha256 of every other file
+    bundle.json                 identities, sizes, defaults, sha256 of every other file, exports
     clip/                       open_clip_config.json, text_config/, tokenizer, model.safetensors
     sam/model.safetensors       sizes stand in bundle.json
+    onnx/PRECISION/…            see ``exports``
 
 Only files named in ``bundle.json`` are read, and only safetensors hold weights: nothing
 in a bundle can run code.
@@ -58,6 +59,17 @@ class Bundle:
     def defaults(self) -> dict[str, Any]:
         """Settings found best for these weights, as ``EngineConfig`` takes them."""
         return self.facts.get("defaults", {})
+
+    @property
+    def exports(self) -> dict[str, Any]:
+        """Backend → precision → entry, see ``medclipsam.engine.exports``."""
+        return self.facts.get("exports", {})
+
+    def with_exports(self, folder: Path, exports: dict[str, Any]) -> Bundle:
+        """The same weights with exports that lie in ``folder``; built models are shared."""
+        other = Bundle(folder, {**self.facts, "exports": exports})
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k in ("clip", "sam")})
+        return other
 
     @cached_property
     def digest(self) -> str:
@@ -152,7 +164,7 @@ def open_bundle(name: str) -> Bundle:
             "copy or import the bundle again"
         )
     for relative, expected in files.items():
-        _verify(folder, relative, expected)
+        verify_file(folder, relative, expected, "copy or import it again")
     for present in (p for part in (CLIP_FOLDER, SAM_FOLDER) for p in (folder / part).rglob("*")):
         if present.is_file() and present.relative_to(folder).as_posix() not in files:
             raise BundleError(
@@ -161,20 +173,23 @@ def open_bundle(name: str) -> Bundle:
     return Bundle(folder, facts)
 
 
-def _verify(folder: Path, relative: str, expected: str) -> None:
+def verify_file(folder: Path, relative: str, expected: str, remedy: str) -> None:
+    """Hash a file of a bundle.
+
+    Raises:
+        BundleError: it is missing, altered or outside the bundle; ends with ``remedy``.
+    """
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"bundle {folder} names a file outside itself: {relative}")
     try:
         actual = sha256_file(path)
     except OSError as exc:
-        raise BundleError(
-            f"bundle file {path} cannot be read ({exc.strerror}); copy or import it again"
-        ) from exc
+        raise BundleError(f"bundle file {path} cannot be read ({exc.strerror}); {remedy}") from exc
     if actual != expected:
         raise BundleError(
             f"bundle file {path} has sha256 {actual[:16]}…, expected {expected[:16]}…: it was "
-            "altered or cut short and is not loaded; copy or import the bundle again"
+            f"altered or cut short and is not loaded; {remedy}"
         )
 
 

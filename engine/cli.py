@@ -25,6 +25,7 @@ ELSEWHERE = {
     "run": "medclipsam.engine.run_cli:run",
     "demo": "medclipsam.train.demo:demo",
     "train": "medclipsam.train.cli:train",
+    "export": "medclipsam.export.cli:export",
     "models": "medclipsam.engine.models_cli:models",
     "status": "medclipsam.engine.runs_cli:status",
     "retry": "medclipsam.engine.runs_cli:retry",

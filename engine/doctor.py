@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "absent", "broken"]
 REINSTALL = "reinstall it in this environment: pip install --force-reinstall {}"
+ONNX = (
+    "install the GPU build with its CUDA, cuDNN or TensorRT: pip install --upgrade onnxruntime-gpu"
+)
 LOW_DISK = 1 << 30
 STYLES = {"ok": "green", "absent": "yellow", "broken": "bold red"}
 
@@ -51,7 +54,7 @@ class Absent(Exception):
 def examine() -> list[Check]:
     """Try every part; takes seconds, most of them imports."""
     return [
-        _try("python", _python, "use Python 3.10 or newer"),
+        _try("python", _python, "use Python 3.11 or newer"),
         _try("processor", _processor, "give the process at least one CPU core"),
         _try("torch", _torch, REINSTALL.format("torch")),
         _try("cuda", _cuda, "check the driver with nvidia-smi, or run with --device cpu"),
@@ -62,8 +65,8 @@ def examine() -> list[Check]:
         *(_try(f"decode {n}", f, REINSTALL.format(p)) for n, f, p in DECODERS),
         _try("parquet", _parquet, REINSTALL.format("pyarrow")),
         _optional("pydensecrf", "pydensecrf.densecrf", "pip install 'medclipsam[reference]'"),
-        _optional("onnxruntime", "onnxruntime", "pip install onnxruntime, or onnxruntime-gpu"),
-        _optional("tensorrt", "tensorrt", "pip install tensorrt, where there is an NVIDIA GPU"),
+        *(_optional(f"onnx on {name}", _onnx(name), ONNX) for name in ("cpu", "cuda", "tensorrt")),
+        _optional("tensorrt", _tensorrt, "pip install 'medclipsam[tensorrt]', on an NVIDIA GPU"),
         _try("disk", _disk, "free space, or work in a folder on another disk"),
     ]
 
@@ -91,9 +94,22 @@ def _try(name: str, probe: Callable[[], str], advice: str) -> Check:
         return Check(name, "broken", _first_line(exc), advice)
 
 
-def _optional(name: str, module: str, advice: str) -> Check:
-    check = _try(name, _module(module), advice)
+def _optional(name: str, part: str | Callable[[], str], advice: str) -> Check:
+    """A module, or a probe, that may be absent and may fail."""
+    check = _try(name, _module(part) if isinstance(part, str) else part, advice)
     return check if check.state == "ok" else Check(name, "absent", check.detail, advice)
+
+
+def _tensorrt() -> str:
+    """Starts the runtime: that the package is there says nothing."""
+    import torch
+
+    from medclipsam.engine.backends.tensorrt_runtime import load_runtime, prove_runtime
+
+    load_runtime()
+    if not torch.cuda.is_available():
+        raise Absent("no CUDA device")
+    return f"TensorRT {prove_runtime()}"
 
 
 def _first_line(exc: Exception) -> str:
@@ -145,6 +161,23 @@ def _cuda() -> str:
         facts = torch.cuda.get_device_properties(index)
         found.append(f"{facts.name}, {_gib(facts.total_memory)}")
     return f"{'; '.join(found)}; CUDA {torch.version.cuda}"
+
+
+def _onnx(provider: str) -> Callable[[], str]:
+    """Opens a session: that a provider is listed says nothing."""
+
+    def probe() -> str:
+        import torch
+
+        from medclipsam.engine.backends.session import PROVIDERS, load_runtime, prove_provider
+
+        load_runtime()
+        if provider != "cpu" and not torch.cuda.is_available():
+            raise Absent("no CUDA device")
+        device = torch.device("cpu" if provider == "cpu" else "cuda")
+        return f"onnxruntime {prove_provider(provider, device)}, {PROVIDERS[provider]}"
+
+    return probe
 
 
 def _numba() -> str:

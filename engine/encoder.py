@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medclipsam.engine.backends import open_graph
+from medclipsam.engine.backends import open_graph, refuse_gradients
 from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
@@ -75,15 +76,22 @@ class ClipEncoder:
             )
         split = min(round(depth * total), total - 1)
 
-        def graph(name: str, **settings: Any) -> Callable[..., Any]:
-            return open_graph(bundle, name, device, backend, **settings)
+        def graph(name: str, batch: int | None, **settings: Any) -> Callable[..., Any]:
+            return open_graph(
+                bundle, name, device, backend, batch=batch, precision=precision, **settings
+            )
+
+        def differentiable(name: str) -> Callable[..., Any]:
+            if backend != "torch":
+                return partial(refuse_gradients, "saliency method m2ib", backend)
+            return graph(name, None, blocks=split)
 
         return cls(
-            text=graph("text"),
-            features=graph("features", precision=precision, target=target, block=block),
-            score=graph("score", precision=precision),
-            lower=graph("lower", precision=precision, blocks=split),
-            upper=graph("upper", blocks=split),
+            text=graph("text", 1),
+            features=graph("features", 1, target=target, block=block),
+            score=graph("score", rows),
+            lower=differentiable("lower"),
+            upper=differentiable("upper"),
             tokenizer=clip.tokenizer,
             image_size=clip.image_size,
             mean=clip.mean,

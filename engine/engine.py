@@ -55,7 +55,8 @@ class Engine:
         Args:
             bundle: name of an installed bundle, or its folder.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            backend: ``torch``.
+            backend: ``torch``, ``onnx``, ``onnx-tensorrt`` or ``tensorrt``, see
+                ``medclipsam.engine.backends``.
             settings: nested settings that win over the bundle's defaults, such as
                 ``{"crf": {"tau": 1.2}}``.
             threads: CPU threads; by default all cores of this process.

@@ -39,17 +39,21 @@ def list_() -> None:
 @click.argument("name")
 @report_errors
 def verify(name: str) -> None:
-    """Check every file of a bundle by sha256 and load its models.
+    """Check every file of a bundle by sha256, load its models, compare its exports with them.
 
     \b
     medclipsam models verify phantom
     """
+    from importlib import import_module
+
     from medclipsam.engine.bundle import open_bundle
 
     bundle = open_bundle(name)
     for model in (bundle.clip.model, bundle.sam):
         model.eval()
     click.echo(f"{bundle.name}: {len(bundle.facts['files'])} files as described, both models load")
+    if bundle.exports:
+        import_module("medclipsam.export.verify").verify_exports(bundle, click.echo)
 
 
 @models.command(name="import")

@@ -68,6 +68,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
         ),
+        click.option(
+            "--backend",
+            type=click.Choice(["torch", "onnx", "onnx-tensorrt", "tensorrt"]),
+            default="torch",
+            show_default=True,
+            help="What runs the models; onnx after 'medclipsam export'.",
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all]."),
         click.option(
             "--config",
@@ -115,6 +122,7 @@ def open_engine(options: dict[str, Any]) -> Any:
     return Engine.open(
         options["bundle"],
         options["device"],
+        options["backend"],
         settings=read_settings(options),
         threads=options["threads"],
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends import refuse_gradients
 from medclipsam.engine.boxes import extract_boxes, select_boxes
 from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import EngineConfig
@@ -67,6 +68,8 @@ class Pipeline:
         cls, bundle: Bundle, config: EngineConfig, device: torch.device, backend: str = "torch"
     ) -> Pipeline:
         saliency, precision = config.saliency, config.precision
+        if saliency.method == "m2ib" and backend != "torch":
+            refuse_gradients("saliency method m2ib", backend)
         warm_up(config.crf)
         extract_boxes(np.ones((2, 2), bool))  # compiled before worker threads start, too
         return cls(

@@ -257,6 +257,7 @@ def fingerprint(
         "hash_names": options.hash_names,
         "bundle": {"name": engine.bundle.name, "digest": engine.bundle.digest},
         "device": engine.pipeline.encoder.device.type,
+        "backend": engine.backend,
         "versions": versions(),
     }
 
@@ -282,7 +283,7 @@ def report_facts(
         "prompts": wanted,
         "bundle": f"{engine.bundle.name} ({engine.bundle.digest[:12]})",
         "saliency": engine.config.saliency.method,
-        "device": str(engine.pipeline.encoder.device),
+        "device": f"{engine.pipeline.encoder.device}, {engine.backend}",
         "items": summary.items,
         "items with the bytes of another": summary.duplicates,
         "other files ignored": dict(summary.ignored),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,9 +59,13 @@ class Segmenter:
         precision: str = "fp32",
     ) -> Segmenter:
         """SAM of ``bundle``; ``batch`` images per encoder call, ``boxes`` per decoder call."""
+
+        def graph(name: str, rows: int) -> Callable[..., Any]:
+            return open_graph(bundle, name, device, backend, batch=rows, precision=precision)
+
         return cls(
-            encoder=open_graph(bundle, "sam_encoder", device, backend, precision=precision),
-            decoder=open_graph(bundle, "sam_decoder", device, backend),
+            encoder=graph("sam_encoder", batch),
+            decoder=graph("sam_decoder", boxes),
             config=bundle.sam_config,
             device=device,
             batch=batch,

@@ -1,1 +1,1 @@
-"""Trained models → ONNX and TensorRT graphs. Empty so far: the torch backend runs everything."""
+"""Trained weights as graphs that run without the training code, published only if they agree."""

@@ -1,6 +1,7 @@
 """Small models with random weights, spread so that nothing about them is degenerate."""
 
 import math
+import os
 
 import cv2
 import numba
@@ -13,6 +14,7 @@ from medclipsam.engine.backends.pytorch import decode_boxes
 from medclipsam.engine.bundle import CLIP_FOLDER, SAM_FOLDER, WEIGHTS, open_bundle
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.models import build_clip, build_sam
+from medclipsam.engine.types import Prompts
 from medclipsam.train.phantom_bundle import (
     SAM_CONFIG,
     describe_phantom_bundle,
@@ -104,3 +106,25 @@ def tiny_bundle(tiny_bundle_folder):
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_bundle):
     return ClipEncoder.open(tiny_bundle, CPU, rows=16)
+
+
+@pytest.fixture(scope="session")
+def exported_phantom(tmp_path_factory):
+    """A copy of the phantom bundle with its ONNX export in fp32."""
+    pytest.importorskip("onnxscript")
+    from medclipsam.export.publish import export_onnx
+    from medclipsam.export.scans import PROMPTS as WORDS
+    from medclipsam.export.scans import draw_scans
+
+    folder = tmp_path_factory.mktemp("exported")
+    before = os.environ.get("MEDCLIPSAM_HOME")
+    os.environ["MEDCLIPSAM_HOME"] = str(folder / "home")  # where the report goes
+    try:
+        return export_onnx(
+            open_bundle("phantom"), "fp32", folder / "phantom", draw_scans(2), Prompts(WORDS), CPU,
+            log=lambda line: None,
+        )  # fmt: skip
+    finally:
+        os.environ.pop("MEDCLIPSAM_HOME")
+        if before is not None:
+            os.environ["MEDCLIPSAM_HOME"] = before

@@ -9,7 +9,8 @@ from rich.console import Console
 from medclipsam.engine import doctor
 from medclipsam.engine.doctor import examine, to_table
 
-OPTIONAL = {"cuda", "pydensecrf", "onnxruntime", "tensorrt"}
+ONNX = {"onnx on cpu", "onnx on cuda", "onnx on tensorrt"}
+OPTIONAL = {"cuda", "pydensecrf", "tensorrt", *ONNX}
 PATIENCE = 60  # seconds on a loaded two-core machine; a free one takes about eight
 
 

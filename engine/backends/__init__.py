@@ -9,6 +9,11 @@
     lower         (B, 3, S, S) → float32 (B, N, C) tokens after the first ``blocks`` blocks
     upper         (B, N, C) → (B, D) float32 unit rows; differentiable, the rest of the tower
 
+``onnx`` runs what ``medclipsam export`` wrote in ONNX Runtime, on its CPU or CUDA provider,
+``onnx-tensorrt`` on its TensorRT provider; ``tensorrt`` runs plans that it built from the same
+graphs on this machine. ``lower`` and ``upper``, and ``features`` elsewhere than
+at the first norm of the last block, take gradients: only ``torch`` has them.
+
 ``features``, ``score``, ``lower`` and ``sam_encoder`` compute in ``precision``; what decides
 the numbers a softmax sees (last norm, projection, logits, importance) stays float32, and
 so do the small graphs.
@@ -19,14 +24,14 @@ No silent fallback: a device, backend or precision that cannot run as asked says
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "onnx", "onnx-tensorrt", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -74,21 +79,56 @@ def require_precision(device: torch.device, precision: str) -> None:
         )
 
 
+def refuse_gradients(what: str, backend: str) -> NoReturn:
+    """What only autograd can answer, asked of a backend that has none.
+
+    Raises:
+        BackendError: always; names ``what`` and the ways out.
+    """
+    raise BackendError(
+        f"{what} needs gradients through the image tower, which backend {backend!r} does not have; "
+        "use --backend torch, or contrastcam, gscorecam, scorecam or gradcam at the first norm of "
+        "the last block"
+    )
+
+
 def open_graph(
-    bundle: Bundle, name: str, device: torch.device, backend: str = "torch", **settings: Any
+    bundle: Bundle,
+    name: str,
+    device: torch.device,
+    backend: str = "torch",
+    batch: int | None = None,
+    **settings: Any,
 ) -> Callable[..., Any]:
     """The graph ``name`` of ``bundle`` on ``device``.
 
     Args:
+        batch: how many rows the first input always has; compiled backends build for it.
+            Without it any number may come.
         settings: what the graph depends on besides weights: ``precision``, ``target`` and
             ``block`` of ``features``, ``blocks`` of ``lower`` and ``upper``.
 
     Raises:
-        BackendError: an unknown backend, or a precision that the device does not have.
+        BackendError: an unknown backend, or one that cannot run this graph as asked.
+        BundleError: an exported file is missing or altered.
     """
-    require_precision(device, settings.get("precision", "fp32"))
-    if backend != "torch":
+    if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    from medclipsam.engine.backends import pytorch
+    if backend == "torch":
+        require_precision(device, settings.get("precision", "fp32"))
+        from medclipsam.engine.backends import pytorch
 
-    return pytorch.open_graph(bundle, name, device, **settings)
+        return pytorch.open_graph(bundle, name, device, **settings)
+    if backend == "onnx-tensorrt" and device.type != "cuda":
+        raise BackendError(
+            f"backend {backend!r} needs a CUDA device, got '{device}'; use --device cuda, or "
+            "--backend onnx"
+        )
+    if backend == "tensorrt":
+        from medclipsam.engine.backends import tensorrt
+
+        return tensorrt.open_graph(bundle, name, device, batch, **settings)
+    from medclipsam.engine.backends import onnxruntime
+
+    provider = "tensorrt" if backend == "onnx-tensorrt" else device.type
+    return onnxruntime.open_graph(bundle, name, device, provider, batch, **settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medclipsam.engine.backends.lanes import PARTS, Lanes
 from medclipsam.engine.backends.lastblock import (
     cls_output,
     cls_path,
@@ -44,8 +45,10 @@ def open_graph(
         require_plain_vit(model)
     if name in _LOWERABLE:
         settings["autocast"] = _autocast(device, precision)
-    run = _GRAPHS[name]
-    return lambda *inputs: run(model, *inputs, **settings)
+    run = partial(_GRAPHS[name], model)
+    if device.type == "cpu" and name in PARTS:
+        return Lanes(partial(run, **settings), PARTS[name], torch.get_num_threads())
+    return partial(run, **settings)
 
 
 def _autocast(device: torch.device, precision: str) -> Autocast:
@@ -55,13 +58,13 @@ def _autocast(device: torch.device, precision: str) -> Autocast:
     return partial(torch.autocast, device.type, DTYPES[precision])
 
 
-@torch.inference_mode()
-def _text(clip: Any, tokens: Tensor) -> Tensor:
+def embed_text(clip: Any, tokens: Tensor) -> Tensor:
+    """``text``."""
     return F.normalize(clip.encode_text(tokens).float(), dim=-1)
 
 
-@torch.inference_mode()
-def _score(clip: Any, pixels: Tensor, autocast: Autocast) -> Tensor:
+def embed_rows(clip: Any, pixels: Tensor, autocast: Autocast = nullcontext) -> Tensor:
+    """``score``."""
     trunk = clip.visual.trunk
     with autocast():
         tokens = _tokens(trunk, pixels, len(trunk.blocks) - 1)
@@ -116,15 +119,15 @@ def _features(
         raise ConfigError(f"saliency.block is {block}, but this image tower has {depth} blocks")
     index = block % depth
     if target == "norm1" and index == depth - 1:
-        return _last_features(clip, pixels, texts, autocast)
+        with torch.inference_mode():
+            return last_features(clip, pixels, texts, autocast)
     return _differentiated_features(clip, pixels, texts, target, index, autocast)
 
 
-@torch.inference_mode()
-def _last_features(
-    clip: Any, pixels: Tensor, texts: Tensor, autocast: Autocast
+def last_features(
+    clip: Any, pixels: Tensor, texts: Tensor, autocast: Autocast = nullcontext
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """At the first norm of the last block, where the gradient is a closed form."""
+    """``features`` at the first norm of the last block, where the gradient is a closed form."""
     trunk = clip.visual.trunk
     last = trunk.blocks[-1]
     with autocast():
@@ -178,9 +181,9 @@ def _open_block(block: Any, tokens: Tensor, target: str) -> tuple[Tensor, Tensor
     return activation, tokens + block.drop_path2(block.ls2(block.mlp(normed)))
 
 
-@torch.inference_mode()
-def _sam_encoder(sam: Any, pixels: Tensor, autocast: Autocast) -> Tensor:
-    """``ImageEncoderViT.forward``; the neck's norms square their input and stay float32."""
+def encode_image(sam: Any, pixels: Tensor, autocast: Autocast = nullcontext) -> Tensor:
+    """``sam_encoder``, as ``ImageEncoderViT.forward``; the neck's norms square their input and
+    stay float32."""
     encoder = sam.image_encoder
     with autocast():
         tokens = encoder.patch_embed(pixels)
@@ -189,11 +192,6 @@ def _sam_encoder(sam: Any, pixels: Tensor, autocast: Autocast) -> Tensor:
         for block in encoder.blocks:
             tokens = block(tokens)
     return encoder.neck(tokens.float().permute(0, 3, 1, 2))
-
-
-@torch.inference_mode()
-def _sam_decoder(sam: Any, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return decode_boxes(sam, embeddings, boxes)
 
 
 def decode_boxes(sam: Any, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +210,7 @@ def decode_boxes(sam: Any, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, T
         Low-resolution logits (K, 4g, 4g) of the single-mask output, predicted IoU (K,).
     """
     decoder = sam.mask_decoder
-    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+    sparse, dense = _prompt(sam.prompt_encoder, boxes)
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(boxes), -1, -1), sparse], 1)
     source = embeddings + dense
@@ -225,13 +223,22 @@ def decode_boxes(sam: Any, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, T
     return logits, decoder.iou_prediction_head(states[:, 0])[:, 0]
 
 
+def _prompt(encoder: Any, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """``PromptEncoder.forward`` for boxes, without writing into tensors: sparse (K, 2, C) and
+    dense (1, C, 1, 1) embeddings."""
+    side = encoder.input_image_size[0]
+    corners = encoder.pe_layer._pe_encoding((boxes + 0.5).unflatten(1, (2, 2)) / side)
+    kinds = torch.cat([encoder.point_embeddings[2].weight, encoder.point_embeddings[3].weight])
+    return corners + kinds, encoder.no_mask_embed.weight[:, :, None, None]
+
+
 _GRAPHS: dict[str, Callable[..., Any]] = {
-    "text": _text,
+    "text": torch.inference_mode()(embed_text),
     "features": _features,
-    "score": _score,
+    "score": torch.inference_mode()(embed_rows),
     "lower": _lower,
     "upper": _upper,
-    "sam_encoder": _sam_encoder,
-    "sam_decoder": _sam_decoder,
+    "sam_encoder": torch.inference_mode()(encode_image),
+    "sam_decoder": torch.inference_mode()(decode_boxes),
 }
 _LOWERABLE = ("features", "score", "lower", "sam_encoder")

@@ -1,0 +1,181 @@
+"""Sessions of ONNX Runtime that run wholly on the provider that was asked for, or not at all.
+
+The runtime lists providers that cannot start and falls back to its CPU without a word: here a
+provider has proved itself by a session, and the nodes it leaves to another are an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medclipsam.engine.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+LEAST = (1, 24)  # the first to say which provider took which node
+SILENT = 4  # severity: only what ends the process
+# The ONNX model y = −x of one number (IR 8, opset 17), so that a probe needs no onnx package.
+PROBE = (
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n'
+    b"\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+
+
+def load_runtime() -> Any:
+    """The module ``onnxruntime``.
+
+    Raises:
+        BackendError: it is missing, broken or too old.
+    """
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise BackendError(
+            f"backend onnx needs ONNX Runtime ({exc}); pip install --upgrade "
+            "onnxruntime-gpu, or onnxruntime where there is no NVIDIA GPU"
+        ) from exc
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < LEAST:
+        raise BackendError(
+            f"backend onnx needs ONNX Runtime {LEAST[0]}.{LEAST[1]} or newer, here is "
+            f"{onnxruntime.__version__}; pip install --upgrade onnxruntime-gpu"
+        )
+    return onnxruntime
+
+
+def prove_provider(provider: str, device: torch.device) -> str:
+    """Run a graph of one node on ``provider``; returns the runtime's version.
+
+    Raises:
+        BackendError: the provider does not start here; says why.
+    """
+    runtime = load_runtime()
+    try:
+        session = _open(runtime, PROBE, provider, device, {}, strict=True)
+        _require_whole(session, provider, "the probe")
+        value = runtime.OrtValue.ortvalue_from_numpy(torch.ones(1).numpy())
+        if session.run_with_ort_values(None, {"x": value})[0].numpy()[0] != -1:
+            raise BackendError(f"ONNX Runtime computes wrongly on {PROVIDERS[provider]}")
+    except BackendError:
+        raise
+    except Exception as exc:  # its exceptions share no class of their own
+        raise BackendError(
+            f"ONNX Runtime {runtime.__version__} cannot start {PROVIDERS[provider]} here "
+            f"({_reason(exc)}); install the GPU build and the CUDA, cuDNN or TensorRT libraries "
+            "that it was built for, or use --backend torch"
+        ) from exc
+    return runtime.__version__
+
+
+def open_session(path: Path, provider: str, device: torch.device, fixed: Mapping[str, int]) -> Any:
+    """A session that runs all of the graph at ``path`` on ``provider``.
+
+    Args:
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        fixed: sizes of named dimensions; on ``cuda`` they allow a CUDA graph.
+
+    Raises:
+        BackendError: the provider does not start, does not take every node, or cannot load it.
+    """
+    prove_provider(provider, device)
+    runtime = load_runtime()
+    try:
+        session = _open(runtime, str(path), provider, device, fixed, strict=True)
+    except Exception as exc:
+        if provider != "cpu":
+            _name_foreign_nodes(runtime, path, provider, device, fixed)
+        raise BackendError(f"ONNX Runtime cannot load {path}: {_reason(exc)}") from exc
+    _require_whole(session, provider, str(path))
+    return session
+
+
+def compute_stream(device: torch.device) -> Any:
+    """The CUDA stream that sessions on ``device`` run on; the default one cannot be captured."""
+    return _stream(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@lru_cache(maxsize=16)
+def _stream(index: int) -> Any:
+    return torch.cuda.Stream(index)
+
+
+def _open(
+    runtime: Any,
+    model: str | bytes,
+    provider: str,
+    device: torch.device,
+    fixed: Mapping[str, int],
+    strict: bool,
+) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.use_deterministic_compute = True
+    options.log_severity_level = SILENT
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # threads that spin between calls take the cores from the stages beside
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if strict and provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name, size in fixed.items():
+        options.add_free_dimension_override_by_name(name, size)
+    chosen = [(PROVIDERS[provider], _settings(provider, device, bool(fixed)))]
+    runtime.set_default_logger_severity(SILENT)
+    return runtime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
+
+
+def _settings(provider: str, device: torch.device, capture: bool) -> dict[str, str]:
+    """Options of a provider: full float32, and no choice of algorithms by the clock."""
+    if provider == "cpu":
+        return {}
+    settings = {"device_id": str(device.index or 0)}
+    settings["user_compute_stream"] = str(compute_stream(device).cuda_stream)
+    if provider == "cuda":
+        settings |= {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        settings["enable_cuda_graph"] = str(int(capture))
+    return settings
+
+
+def _name_foreign_nodes(
+    runtime: Any, path: Path, provider: str, device: torch.device, fixed: Mapping[str, int]
+) -> None:
+    """Open with fallback, only to say which nodes would fall back."""
+    try:
+        session = _open(runtime, str(path), provider, device, fixed, strict=False)
+    except Exception as exc:  # then the first error stands
+        log.debug("no session even with fallback: %s", exc)
+        return
+    _require_whole(session, provider, str(path))
+
+
+def _require_whole(session: Any, provider: str, what: str) -> None:
+    wanted = PROVIDERS[provider]
+    if session.get_providers()[0] != wanted:
+        raise BackendError(
+            f"ONNX Runtime runs {what} on {session.get_providers()[0]} instead of {wanted}"
+        )
+    foreign = [
+        f"{node.op_type} {node.name!r} on {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != wanted
+        for node in part.get_nodes()
+    ]
+    if foreign:
+        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        raise BackendError(
+            f"{wanted} does not take all of {what}: {', '.join(foreign[:5])}{more}; use another "
+            "backend, or a newer ONNX Runtime"
+        )
+
+
+def _reason(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:300] or type(exc).__name__

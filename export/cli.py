@@ -1,0 +1,95 @@
+"""``medclipsam export``: trained weights as graphs for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from medclipsam.engine.options import report_errors
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("--to", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the image towers.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Put the export into a copy of the bundle here [default: into the bundle itself].",
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of images to compare on [default: six synthetic ones].",
+)
+@click.option(
+    "-p", "--prompt", "prompts", multiple=True, help="What to look for in them; may be repeated."
+)
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="TensorRT plans are for one batch size: saliency.rows, segment.batch or segment.boxes, "
+    "as 'medclipsam run' will get them.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@report_errors
+def export(
+    bundle: str,
+    to: str,
+    precision: str,
+    out: Path | None,
+    images: Path | None,
+    prompts: tuple[str, ...],
+    pairs: tuple[str, ...],
+    device: str,
+    threads: int | None,
+) -> None:
+    """Export a bundle, and publish the graphs only if they give the same masks.
+
+    A bundle that ships with medclipsam is copied to your own folder, see 'medclipsam models list'.
+
+    \b
+    medclipsam export phantom --to onnx
+    medclipsam export biomedclip --to onnx --precision fp16 --images scans/ -p "brain tumor"
+    medclipsam export phantom --to tensorrt --precision fp16
+    """
+    import os
+
+    import torch
+
+    from medclipsam.engine.backends import open_device
+    from medclipsam.engine.bundle import open_bundle
+    from medclipsam.engine.config import parse_settings
+    from medclipsam.engine.prompts import parse_prompts
+    from medclipsam.engine.types import Prompts
+    from medclipsam.export.publish import choose_target, export_onnx
+    from medclipsam.export.scans import PROMPTS, draw_scans, read_scans
+    from medclipsam.export.tensorrt_publish import publish_plans
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    opened = open_bundle(bundle)
+    target, where = choose_target(opened, out), open_device(device)
+    scans = read_scans(images) if images else draw_scans()
+    wanted = parse_prompts(prompts) if prompts else Prompts(PROMPTS)
+
+    def log(line: str) -> None:
+        click.echo(line, err=True)
+
+    if to == "onnx":
+        published = export_onnx(opened, precision, target, scans, wanted, where, log)
+    else:
+        published = publish_plans(
+            opened, precision, target, scans, wanted, where, log, parse_settings(pairs)
+        )
+    click.echo(f"{published.folder}: {to} in {precision} agrees with torch")

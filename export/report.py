@@ -1,0 +1,36 @@
+"""The figures of an export, kept whether it was published or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medclipsam.engine.bundle import Bundle
+from medclipsam.engine.durable import write_durable
+from medclipsam.engine.home import home
+from medclipsam.export.parity import LIMITS, Parity
+
+
+def write_report(
+    bundle: Bundle, backend: str, precision: str, facts: Mapping[str, Any], parity: Parity
+) -> Path:
+    """Write ``HOME/exports/BUNDLE-BACKEND-PRECISION.json``; returns its path.
+
+    Args:
+        facts: what was exported, by what.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = home() / "exports" / f"{bundle.name}-{backend}-{precision}.json"
+    found = {
+        "bundle": bundle.digest,
+        **facts,
+        "limits": vars(LIMITS[precision]),
+        "parity": parity.figures(),
+        "failures": parity.failures,
+    }
+    write_durable(path, json.dumps(found, indent=2).encode())
+    return path

@@ -1,0 +1,443 @@
+"""TensorRT's Python API, as far as medclipsam uses it, over CPU tensors.
+
+``make(version)`` gives a module that takes the place of ``tensorrt``. It is as strict as the real
+one where that matters: names that a version lacks are absent, attributes that do not exist cannot
+be set, failures are a None or False and a word to the logger, weakly typed networks become
+float32, execution needs every shape and address, plans of other versions do not load. A plan holds
+its ONNX graph, which ONNX Runtime computes from and into the given addresses.
+"""
+
+import ctypes
+import enum
+import hashlib
+import json
+from contextlib import contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from medclipsam.engine.backends import plans, tensorrt
+from medclipsam.export import tensorrt as exporting
+
+MAGIC = b"plan "
+ALIGNMENT = 64  # what torch gives on the CPU
+GARBAGE = b"TensorRT would run this"
+MACHINE = {"gpu": "Fake GPU", "capability": "9.0", "driver": "580.1", "cuda": "13.0"}
+WORDS = {"FLOAT": "Float", "FLOAT16": "Half", "BFLOAT16": "BFloat16", "INT64": "Int64"}
+NUMPY = {"FLOAT": np.float32, "INT64": np.int64}
+
+
+def install(monkeypatch, home, version="11.4.0.106"):
+    """Put a fake TensorRT and a fake GPU in place; returns the module."""
+    fake = make(version)
+    machine = dict(MACHINE)
+    fake.machine = machine
+    monkeypatch.setenv("MEDCLIPSAM_HOME", str(home))
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", fake)
+    monkeypatch.setattr(plans, "find_machine", lambda device: dict(machine))
+    for module in (tensorrt, exporting):
+        monkeypatch.setattr(module, "require_gpu", lambda device: device)
+        monkeypatch.setattr(module, "current", lambda device: nullcontext())
+    monkeypatch.setattr(tensorrt, "SideStream", fake.SideStream)
+    monkeypatch.setattr(tensorrt, "ALIGNMENT", ALIGNMENT)
+    return fake
+
+
+class Slotted:
+    """Like a class of pybind11: what it does not have cannot be set."""
+
+    KNOWN: tuple[str, ...] = ()
+
+    def __setattr__(self, name, value):
+        if not name.startswith("_") and name not in self.KNOWN:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        super().__setattr__(name, value)
+
+
+def make(version):
+    fake = ModuleType("tensorrt")
+    fake.__version__, fake.__spec__ = version, ModuleSpec("tensorrt", None)
+    major = int(version.split(".")[0])
+    fake.unsupported = {}  # operator → why the parser does not take it
+    fake.computes = {}  # node → type that its layer really has
+    fake.fails = set()  # runtime, build, details, context, capture, execute
+    fake.built, fake.loaded, fake.executed, fake.configs = [], [], [], []
+
+    names = "INTERNAL_ERROR ERROR WARNING INFO VERBOSE"
+    severity = enum.IntEnum("Severity", names.split(), start=0)
+    fake.DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT32 INT64 BOOL")
+    fake.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
+    fake.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE")
+    fake.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS")
+    fake.LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
+    fake.NetworkDefinitionCreationFlag = enum.IntEnum(
+        "NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH", "STRONGLY_TYPED"], start=0
+    )
+    flags = ["TF32", "VERSION_COMPATIBLE", "STRIP_PLAN"]
+    flags += ["FP16", "BF16"] if major < 11 else ["DISTRIBUTIVE_INDEPENDENCE"]
+    fake.BuilderFlag = enum.IntEnum("BuilderFlag", flags)
+
+    class ILogger:
+        Severity = severity
+
+        def __init__(self):
+            self.ready = True
+
+    def tell(logger, kind, text):
+        logger.log(kind, text)
+
+    def require_logger(logger):
+        if not getattr(logger, "ready", False):
+            raise TypeError("__init__() must be called when overriding __init__")
+        if "runtime" in fake.fails:
+            tell(logger, severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return logger
+
+    class IProgressMonitor:
+        def __init__(self):
+            self.ready = True
+
+    class TimingCache:
+        def __init__(self, entries):
+            self.entries = entries
+
+        def serialize(self):
+            return json.dumps(self.entries).encode()
+
+        def combine(self, other, ignore_mismatch):
+            self.entries = sorted({*self.entries, *other.entries})
+            return True
+
+    class Config(Slotted):
+        KNOWN = ("profiling_verbosity", "hardware_compatibility_level", "progress_monitor")
+
+        def __init__(self, logger):
+            self._logger, self._flags, self._profiles = logger, {fake.BuilderFlag.TF32}, []
+            self._pools, self._cache = {}, None
+            self.profiling_verbosity = fake.ProfilingVerbosity.LAYER_NAMES_ONLY
+            self.hardware_compatibility_level = fake.HardwareCompatibilityLevel.NONE
+            self.progress_monitor = None
+
+        def set_memory_pool_limit(self, pool, pool_size):
+            self._pools[pool.name] = pool_size
+
+        def set_flag(self, flag):
+            self._flags.add(fake.BuilderFlag(flag))
+
+        def clear_flag(self, flag):
+            self._flags.discard(fake.BuilderFlag(flag))
+
+        def get_flag(self, flag):
+            return flag in self._flags
+
+        def add_optimization_profile(self, profile):
+            self._profiles.append(profile)
+            return len(self._profiles) - 1
+
+        def create_timing_cache(self, data):
+            try:
+                return TimingCache(json.loads(bytes(data) or b"[]"))
+            except ValueError:
+                return None
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            self._cache = cache
+            return True
+
+        def get_timing_cache(self):
+            return self._cache
+
+    class Profile(Slotted):
+        def __init__(self):
+            self._shapes = {}
+
+        def set_shape(self, name, least, usual, most):
+            if not all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)):
+                raise ValueError(f"Shape provided for {name} is inconsistent")
+            self._shapes[name] = [list(least), list(usual), list(most)]
+
+    class Tensor(Slotted):
+        KNOWN = ("name", "shape")
+
+        def __init__(self, value):
+            self.name, self.shape = value.name, tuple(_sizes(value))
+
+    class Network(Slotted):
+        def __init__(self, strong):
+            self._strong, self._model = strong, None
+
+        @property
+        def num_inputs(self):
+            return len(self._model.graph.input)
+
+        def get_input(self, index):
+            return Tensor(self._model.graph.input[index])
+
+    class ParserError:
+        def __init__(self, name, operator, text):
+            self._said = name, operator, text
+
+        def node_name(self):
+            return self._said[0]
+
+        def node_operator(self):
+            return self._said[1]
+
+        def desc(self):
+            return self._said[2]
+
+    class OnnxParser:
+        def __init__(self, network, logger):
+            self.network, self.logger = network, require_logger(logger)
+            self.errors = []
+
+        def parse_from_file(self, model):
+            assert isinstance(model, str)
+            try:
+                self.network._model = onnx.load(model)
+            except Exception:
+                self.errors.append(ParserError("", "", "Failed to parse the model"))
+                return False
+            for node in self.network._model.graph.node:
+                if node.op_type in fake.unsupported:
+                    why = fake.unsupported[node.op_type]
+                    self.errors.append(ParserError(node.name, node.op_type, why))
+            return not self.errors
+
+        @property
+        def num_errors(self):
+            return len(self.errors)
+
+        def get_error(self, index):
+            return self.errors[index]
+
+    class Builder:
+        def __init__(self, logger):
+            self.logger = require_logger(logger)
+
+        def create_network(self, flags=0):
+            strong = 1 << int(fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            return Network(major >= 11 or bool(flags & strong))
+
+        def create_builder_config(self):
+            fake.configs.append(Config(self.logger))
+            return fake.configs[-1]
+
+        def create_optimization_profile(self):
+            return Profile()
+
+        def build_serialized_network(self, network, config):
+            model, (profile,) = network._model, config._profiles
+            free = [v.name for v in model.graph.input if -1 in _sizes(v)]
+            if set(free) - set(profile._shapes) or "build" in fake.fails:
+                tell(self.logger, severity.ERROR, f"no optimization profile for {free}")
+                return None
+            if not _report(config.progress_monitor):
+                tell(self.logger, severity.ERROR, "the build was cancelled")
+                return None
+            config._cache.entries.append(hashlib.sha256(model.SerializeToString()).hexdigest())
+            fake.built.append(dict(profile._shapes))
+            nodes = model.graph.node
+            layers = [_layer(node, model, network._strong, fake.computes) for node in nodes]
+            detailed = config.profiling_verbosity is fake.ProfilingVerbosity.DETAILED
+            detailed &= "details" not in fake.fails
+            head = {
+                "version": version,
+                "profile": profile._shapes,
+                "layers": layers if detailed else [layer["Name"] for layer in layers],
+            }
+            return bytearray(MAGIC + json.dumps(head).encode() + b"\n" + model.SerializeToString())
+
+    class Runtime:
+        def __init__(self, logger):
+            self.logger = require_logger(logger)
+
+        def deserialize_cuda_engine(self, serialized_engine):
+            data = bytes(serialized_engine)
+            fake.loaded.append(hashlib.sha256(data).hexdigest())
+            head, _, graph = data.removeprefix(MAGIC).partition(b"\n")
+            if not data.startswith(MAGIC) or json.loads(head)["version"] != version:
+                tell(self.logger, severity.ERROR, "Magic tag does not match")
+                return None
+            return Engine(json.loads(head), graph, self.logger)
+
+    class Engine(Slotted):
+        def __init__(self, head, graph, logger):
+            self._head, self._logger = head, logger
+            self._graph = onnx.load_from_string(graph).graph
+            self._bytes = graph
+            self._values = {v.name: v for v in [*self._graph.input, *self._graph.output]}
+
+        @property
+        def num_io_tensors(self):
+            return len(self._values)
+
+        def get_tensor_name(self, index):
+            return list(self._values)[index]
+
+        def get_tensor_dtype(self, name):
+            return fake.DataType[_dtype(self._values[name])]
+
+        def get_tensor_profile_shape(self, name, profile_index):
+            assert profile_index == 0
+            return self._head["profile"][name]
+
+        def create_execution_context(self):
+            if "context" in fake.fails:
+                tell(self._logger, severity.ERROR, "out of memory")
+                return None
+            return Context(self)
+
+        def create_engine_inspector(self):
+            return Inspector(self)
+
+    class Inspector:
+        def __init__(self, engine):
+            self.engine = engine
+
+        def get_engine_information(self, format):
+            assert format is fake.LayerInformationFormat.JSON
+            layers = self.engine._head["layers"]
+            if major >= 11:
+                layers = json.loads(json.dumps(layers).replace("Format/Datatype", "Datatype"))
+            return json.dumps({"Layers": layers, "Bindings": list(self.engine._values)})
+
+    class Context(Slotted):
+        def __init__(self, engine):
+            self._engine, self._shapes, self._places = engine, {}, {}
+            self._session = onnxruntime.InferenceSession(engine._bytes)
+
+        def _fail(self, text):
+            tell(self._engine._logger, severity.ERROR, text)
+            return False
+
+        def set_input_shape(self, name, shape):
+            least, _, most = self._engine._head["profile"][name]
+            if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+                return self._fail(f"{shape} of {name} does not satisfy any optimization profile")
+            self._shapes[name] = list(shape)
+            return True
+
+        def get_tensor_shape(self, name):
+            sizes = {}
+            for given, shape in self._shapes.items():
+                for dim, size in zip(_dims(self._engine._values[given]), shape, strict=True):
+                    sizes[dim.dim_param or dim.dim_value] = size
+            dims = _dims(self._engine._values[name])
+            return [dim.dim_value or sizes.get(dim.dim_param, -1) for dim in dims]
+
+        def set_tensor_address(self, name, memory):
+            if name not in self._engine._values or not memory or memory % ALIGNMENT:
+                return self._fail(f"{name} at {memory:#x} is unknown or not aligned")
+            self._places[name] = memory
+            return True
+
+        def execute_async_v3(self, stream_handle):
+            values = self._engine._values
+            if missing := [n for n in values if n not in self._places]:
+                return self._fail(f"no address of {missing}")
+            if missing := [v.name for v in self._engine._graph.input if v.name not in self._shapes]:
+                return self._fail(f"no shape of {missing}")
+            if "execute" in fake.fails:
+                return self._fail("an illegal memory access was encountered")
+            shapes = {name: self.get_tensor_shape(name) for name in values}
+            places, session = dict(self._places), self._session
+
+            def compute():
+                arrays = {n: _array(places[n], shapes[n], _dtype(values[n])) for n in values}
+                given = {i.name: arrays[i.name] for i in session.get_inputs()}
+                for out, made in zip(session.get_outputs(), session.run(None, given), strict=True):
+                    arrays[out.name][...] = made
+
+            if fake.SideStream.recording is not None:
+                fake.SideStream.recording.append(compute)
+            else:
+                fake.executed.append((stream_handle, fake.SideStream.inside))
+                compute()
+            return True
+
+    class SideStream:
+        """Stands in for ``tensorrt.SideStream``: what is captured happens when it is replayed."""
+
+        inside, recording, replayed = False, None, 0
+
+        def __init__(self, device):
+            self.handle = 7
+
+        @contextmanager
+        def entered(self):
+            SideStream.inside = True
+            yield
+            SideStream.inside = False
+
+        def capture(self, run):
+            if "capture" in fake.fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            SideStream.recording = steps = []
+            run()
+            SideStream.recording = None
+
+            def replay():
+                SideStream.replayed += 1
+                for step in steps:
+                    step()
+
+            return replay
+
+    for kind in (ILogger, IProgressMonitor, OnnxParser, Builder, Runtime, SideStream):
+        setattr(fake, kind.__name__, kind)
+    return fake
+
+
+def _dims(value):
+    return value.type.tensor_type.shape.dim
+
+
+def _sizes(value):
+    return [-1 if dim.dim_param else dim.dim_value for dim in _dims(value)]
+
+
+def _dtype(value):
+    return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+
+
+def _array(place, shape, dtype):
+    kind = np.dtype(NUMPY[dtype])
+    memory = (ctypes.c_byte * (int(np.prod(shape)) * kind.itemsize)).from_address(place)
+    return np.frombuffer(memory, kind).reshape(shape)
+
+
+def _report(monitor):
+    if monitor is None:
+        return True
+    assert monitor.ready
+    monitor.phase_start("Building Engine", None, 3)
+    going = all([monitor.step_complete("Building Engine", step) for step in range(3)])
+    monitor.phase_finish("Building Engine")
+    return going
+
+
+def _layer(node, model, strong, computes):
+    types = {v.name: _dtype(v) for v in [*model.graph.input, *model.graph.output]}
+    types |= {v.name: _dtype(v) for v in model.graph.value_info}
+    names = onnx.TensorProto.DataType.Name
+    types |= {v.name: names(v.data_type) for v in model.graph.initializer}
+
+    def tensor(name):
+        word = WORDS.get(types.get(name, ""), "N/A due to dynamic shapes")
+        if not strong and word in ("Half", "BFloat16"):
+            word = "Float"
+        return {"Name": name, "Dimensions": [], "Format/Datatype": computes.get(node.name, word)}
+
+    return {
+        "Name": f"{node.name}_myl0",
+        "LayerType": "gemm" if node.op_type == "MatMul" else "kgen",
+        "Inputs": [tensor(name) for name in node.input if name],
+        "Outputs": [tensor(name) for name in node.output],
+        "TacticName": "sm90",
+        "Metadata": f"[ONNX Layer: {node.name}]",
+    }

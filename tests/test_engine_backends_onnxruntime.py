@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, pictures
+from exporting import model_of
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph, session
@@ -18,6 +19,7 @@ from medclipsam.engine.bundle import open_bundle, sha256_file
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, BundleError
 from medclipsam.engine.metrics import iou
+from medclipsam.export.onnx import write_model
 from medclipsam.train.phantoms import PROMPTS as TEXTS
 from medclipsam.train.phantoms import TARGETS, make_phantom
 
@@ -325,3 +327,9 @@ def test_nodes_that_a_provider_leaves_are_named(exported_phantom, monkeypatch):
     path = exported_phantom.folder / "onnx/fp32/score.onnx"
     with pytest.raises(BackendError, match=r"does not take all of .*NonZero 'first' on CPUExec"):
         open_session(path, "cuda", torch.device("cuda"), {"R": 2})
+
+
+def test_a_precision_without_arithmetic_is_refused(tmp_path):
+    (path,) = write_model(model_of("score", "bf16"), tmp_path / "score.onnx")
+    with pytest.raises(BackendError, match="CPUExecutionProvider has no arithmetic for it: use -"):
+        open_session(path, "cpu", CPU, {"R": 2})

@@ -94,7 +94,10 @@ def open_session(path: Path, provider: str, device: torch.device, fixed: Mapping
     except Exception as exc:
         if provider != "cpu":
             _name_foreign_nodes(runtime, path, provider, device, fixed)
-        raise BackendError(f"ONNX Runtime cannot load {path}: {_reason(exc)}") from exc
+        more = ""
+        if type(exc).__name__ == "NotImplemented":
+            more = f"; {PROVIDERS[provider]} has no arithmetic for it: use --precision fp32"
+        raise BackendError(f"ONNX Runtime cannot load {path}: {_reason(exc)}{more}") from exc
     _require_whole(session, provider, str(path))
     return session
 

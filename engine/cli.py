@@ -23,6 +23,7 @@ from medclipsam.engine.options import (
 
 ELSEWHERE = {
     "run": "medclipsam.engine.run_cli:run",
+    "predict": "medclipsam.engine.predict_cli:predict",
     "demo": "medclipsam.train.demo:demo",
     "train": "medclipsam.train.cli:train",
     "export": "medclipsam.export.cli:export",
@@ -31,6 +32,10 @@ ELSEWHERE = {
     "retry": "medclipsam.engine.runs_cli:retry",
     "collect": "medclipsam.engine.runs_cli:collect",
     "tune": "medclipsam.engine.tune_cli:tune",
+    "evaluate": "medclipsam.engine.evaluate_cli:evaluate",
+    "compare": "medclipsam.engine.evaluate_cli:compare",
+    "retrieval": "medclipsam.train.retrieval_cli:retrieval",
+    "recipe": "medclipsam.train.recipe_cli:recipe",
 }
 
 
@@ -101,44 +106,6 @@ def inspect(
             f"CRF {segment.crf}"
         )
     click.echo(str(path))
-
-
-@main.command()
-@click.argument("predictions", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("truth", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--tolerance",
-    default=2.0,
-    show_default=True,
-    help="Of the surface Dice, in mm where spacing is known, else pixels.",
-)
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write figures per case.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@report_errors
-def evaluate(
-    predictions: Path, truth: Path, tolerance: float, table: Path | None, as_json: bool
-) -> None:
-    """Compare masks with true masks: DSC, IoU and NSD with confidence intervals.
-
-    PREDICTIONS is a run folder or a folder LABEL/…; TRUTH has the same shape. Every
-    true mask counts; a missing prediction scores 0 and is named.
-
-    \b
-    medclipsam evaluate runs/first truth/
-    """
-    import json
-
-    from rich.console import Console
-
-    from medclipsam.engine import evaluation
-
-    result = evaluation.evaluate(predictions, truth, tolerance)
-    if table:
-        evaluation.write_cases_csv(result, table)
-    if as_json:
-        click.echo(json.dumps(evaluation.to_json(result), indent=2))
-    else:
-        Console().print(evaluation.to_table(result))
 
 
 @main.command()

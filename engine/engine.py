@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.types import Prompts, Segment
 
 if TYPE_CHECKING:
+    from medclipsam.engine.executor import Executor, Surroundings
     from medclipsam.engine.runner import RunOptions, RunSummary
 
 
@@ -87,11 +88,7 @@ class Engine:
         Raises:
             ConfigError: not such an image, or an empty prompt.
         """
-        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
-            raise ConfigError(
-                f"expected an image of uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}; "
-                "stack grey images three times"
-            )
+        require_image(rgb)
         return self.pipeline.segment([rgb], [as_prompts(prompts)])[0]
 
     def run(
@@ -113,6 +110,34 @@ class Engine:
         opened = open_archive(os.fspath(archive), avoid=Path(out))
         return run(self, opened, wanted, Path(out), options)
 
+    def identity(self) -> dict[str, Any]:
+        """See ``Labeller``."""
+        return {
+            "config": asdict(self.config),
+            "bundle": {"name": self.bundle.name, "digest": self.bundle.digest},
+            "device": self.pipeline.encoder.device.type,
+            "backend": self.backend,
+        }
+
+    def facts(self) -> dict[str, object]:
+        """See ``Labeller``."""
+        return {
+            "bundle": f"{self.bundle.name} ({self.bundle.digest[:12]})",
+            "saliency": self.config.saliency.method,
+            "device": f"{self.pipeline.encoder.device}, {self.backend}",
+        }
+
+    def check_prompts(self, prompts: Prompts | PromptTable) -> None:
+        """See ``Labeller``; those of a table are encoded with their items."""
+        if isinstance(prompts, Prompts):
+            self.pipeline.encode_prompts(prompts)
+
+    def open_executor(self, around: Surroundings) -> Executor:
+        """See ``Labeller``."""
+        from medclipsam.engine.zero_shot_executor import ZeroShotExecutor
+
+        return ZeroShotExecutor(self.pipeline, around)
+
 
 def as_prompts(prompts: Mapping[str, str | Sequence[str]]) -> Prompts:
     """A plain mapping → ``Prompts``.
@@ -126,3 +151,16 @@ def as_prompts(prompts: Mapping[str, str | Sequence[str]]) -> Prompts:
     if not texts or not all(group and all(map(str.strip, group)) for group in texts.values()):
         raise ConfigError(f"prompts map each label to a text or several, got {dict(prompts)!r}")
     return Prompts(texts)
+
+
+def require_image(rgb: np.ndarray) -> None:
+    """Refuse what is no image of uint8 (H, W, 3).
+
+    Raises:
+        ConfigError: says what it is.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ConfigError(
+            f"expected an image of uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}; "
+            "stack grey images three times"
+        )

@@ -6,59 +6,66 @@ without a prediction scores 0 and is named, never dropped.
     predictions/LABEL/a/b.png.png   ─┐
                                      ├─ label LABEL, key a/b
     truth/LABEL/a/b_mask.nii.gz     ─┘
+
+What may stand in the place of predictions is a run folder, too: its ``masks/``, or its
+``crf/``, and beside them the maps in its ``saliency/``.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rich.markup import escape
-from rich.table import Table
+import numpy as np
 
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import ConfigError, InputError
-from medclipsam.engine.metrics import dice, iou, mean_interval, nsd
-from medclipsam.engine.outputs import read_mask, safe_label
+from medclipsam.engine.interval import Interval
+from medclipsam.engine.metrics import dice, hd95, iou, nsd, roc_auc
+from medclipsam.engine.outputs import read_map, read_mask, safe_label
 from medclipsam.engine.pairing import Files, files_by_label, match_files, walk_files
 from medclipsam.engine.types import ItemRef
 
 OVERALL = "overall"
+FIGURES = ("dice", "iou", "nsd", "hd95", "auc")
+PARTS = {"mask": "masks", "crf": "crf"}  # of a run, and their folders
+MAPS = "saliency"  # folder of a run
+
+Part = Literal["mask", "crf"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One true mask and how well it was met; ``item`` is its path below the label."""
+    """One true mask and how well it was met.
+
+    Attributes:
+        item: path of the truth below its label.
+        dice, iou, nsd: in [0, 1]; 0 where there is nothing to compare.
+        hd95: in mm or pixels; infinite where exactly one mask is empty, or there is none.
+        auc: of the saliency map; NaN where there is no map to read, or the truth is empty
+            or full.
+        message: what is wrong with a file.
+    """
 
     label: str
     item: str
-    dice: float
-    iou: float
-    nsd: float
-    status: Literal["scored", "missing", "unreadable"]
+    dice: float = 0.0
+    iou: float = 0.0
+    nsd: float = 0.0
+    hd95: float = float("inf")
+    auc: float = float("nan")
+    status: Literal["scored", "missing", "unreadable"] = "missing"
     message: str = ""
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % bootstrap interval; NaN bounds where there is one case."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        if self.low != self.low:
-            return f"{self.mean:.3f}"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
 class Row:
-    """One line of the summary; cases that are missing or unreadable count as 0."""
+    """One line of the summary.
+
+    Cases that are missing or unreadable count as 0 in ``dice``, ``iou`` and ``nsd``; an
+    infinite ``hd95`` and an undefined ``auc`` are left out of the mean and counted, see
+    ``Interval.undefined``.
+    """
 
     label: str
     n: int
@@ -67,6 +74,8 @@ class Row:
     dice: Interval
     iou: Interval
     nsd: Interval
+    hd95: Interval
+    auc: Interval
 
 
 @dataclass(frozen=True)
@@ -90,29 +99,36 @@ class Evaluation:
         return (*rows, _row(OVERALL, list(self.cases)))
 
 
-def evaluate(predictions: Path, truth: Path, tolerance: float = 2.0) -> Evaluation:
+def evaluate(
+    predictions: Path, truth: Path, tolerance: float = 2.0, part: Part = "mask"
+) -> Evaluation:
     """Score every true mask.
 
     Args:
         predictions: a run folder, or a folder of masks, with one sub-folder a label.
         truth: the same sub-folders; or, where there is one label only, its masks.
         tolerance: of the Normalised Surface Dice, in mm or pixels.
+        part: which masks of a run: the final ones, or those of the CRF, before SAM.
 
     Raises:
-        ConfigError: the folders do not fit each other, or two files claim one match.
+        ConfigError: the folders do not fit each other, the run was made without that part,
+            or two files claim one match.
     """
     if not tolerance >= 0 or tolerance == float("inf"):
         raise ConfigError(f"the tolerance must be at least 0, got {tolerance}")
     for role, folder in (("predictions", predictions), ("truth", truth)):
         if not folder.is_dir():
             raise ConfigError(f"there is no folder of {role} at {folder}; check the path")
-    root = predictions / "masks" if (predictions / "masks").is_dir() else predictions
+    root = _root(predictions, part)
+    maps = files_by_label(predictions / MAPS) if root != predictions else {}
     cases: list[Case] = []
     unmatched = 0
     for label, predicted, true in _labels(root, truth):
         pairs, left = match_files(label, predicted, true)
+        shown, _ = match_files(label, maps.get(label, {}), true)
         unmatched += left
-        cases += [_score(label, *pair, tolerance) for pair in pairs]
+        for (path, mask, expected), (_, levels, _) in zip(pairs, shown, strict=True):
+            cases.append(_score(Case(label, _name(path)), mask, levels, expected, tolerance))
     if all(case.status == "missing" for case in cases):
         raise ConfigError(
             f"none of the {len(cases)} masks of {truth} has a prediction: expected the paths "
@@ -120,6 +136,20 @@ def evaluate(predictions: Path, truth: Path, tolerance: float = 2.0) -> Evaluati
             f"{_name(_example(root))} as prediction"
         )
     return Evaluation(tuple(cases), tolerance, unmatched)
+
+
+def _root(predictions: Path, part: Part) -> Path:
+    """The folder of the labels."""
+    if part not in PARTS:
+        raise ConfigError(f"the part is one of {', '.join(PARTS)}, got {part!r}")
+    folder = predictions / PARTS[part]
+    if folder.is_dir():
+        return folder
+    if part == "mask":
+        return predictions
+    raise ConfigError(
+        f"{predictions} has no folder {PARTS[part]}/; expected a run made with --output {part}"
+    )
 
 
 def _labels(predictions: Path, truth: Path) -> list[tuple[str, Files, Files]]:
@@ -163,31 +193,61 @@ def _example(root: Path) -> str:
     return next(walk_files(root))[0]
 
 
-def _score(label: str, path: str, prediction: Path | None, truth: Path, tolerance: float) -> Case:
-    item = _name(path)
-    if prediction is None:
-        return Case(label, item, 0.0, 0.0, 0.0, "missing", "no prediction for this mask")
+def _score(
+    case: Case, prediction: Path | None, saliency: Path | None, truth: Path, tolerance: float
+) -> Case:
+    if prediction is None and saliency is None:
+        return replace(case, message="no prediction for this mask")
     try:
-        found, grid = read_mask(prediction)
-        expected, true_grid = read_mask(truth)
+        expected, grid = read_mask(truth)
     except InputError as exc:
-        return Case(label, item, 0.0, 0.0, 0.0, "unreadable", str(exc))
+        return replace(case, status="unreadable", message=str(exc))
+    if saliency is not None:
+        case = _score_map(case, saliency, expected)
+    if prediction is None:
+        return replace(case, message=f"no prediction for this mask {case.message}".strip())
+    try:
+        found, own_grid = read_mask(prediction)
+        _check_shape(found, expected)
+    except InputError as exc:
+        return replace(case, status="unreadable", message=f"{exc} {case.message}".strip())
+    spacing = grid.spacing or own_grid.spacing
+    return replace(
+        case,
+        dice=dice(found, expected),
+        iou=iou(found, expected),
+        nsd=nsd(found, expected, tolerance, spacing),
+        hd95=hd95(found, expected, spacing),
+        status="scored",
+    )
+
+
+def _score_map(case: Case, saliency: Path, expected: np.ndarray) -> Case:
+    """A map that cannot be read costs its own figure only, and is named."""
+    try:
+        levels, _ = read_map(saliency)
+        _check_shape(levels, expected)
+    except InputError as exc:
+        return replace(case, message=f"no AUC: {exc}")
+    return replace(case, auc=roc_auc(levels, expected))
+
+
+def _check_shape(found: np.ndarray, expected: np.ndarray) -> None:
     if found.shape != expected.shape:
-        message = f"expected the shape {expected.shape} of the truth, got {found.shape}"
-        return Case(label, item, 0.0, 0.0, 0.0, "unreadable", message)
-    surface = nsd(found, expected, tolerance, true_grid.spacing or grid.spacing)
-    return Case(label, item, dice(found, expected), iou(found, expected), surface, "scored")
+        raise InputError(
+            "evaluate",
+            "unreadable",
+            f"expected the shape {expected.shape} of the truth, got {found.shape}",
+        )
 
 
 def _row(label: str, cases: list[Case]) -> Row:
     return Row(
-        label=label,
-        n=len(cases),
-        missing=sum(case.status == "missing" for case in cases),
-        unreadable=sum(case.status == "unreadable" for case in cases),
-        dice=Interval(*mean_interval([case.dice for case in cases])),
-        iou=Interval(*mean_interval([case.iou for case in cases])),
-        nsd=Interval(*mean_interval([case.nsd for case in cases])),
+        label,
+        len(cases),
+        sum(case.status == "missing" for case in cases),
+        sum(case.status == "unreadable" for case in cases),
+        *(Interval.of([getattr(case, name) for case in cases]) for name in FIGURES),
     )
 
 
@@ -197,53 +257,3 @@ def _name(path: str) -> str:
 
 def _names(labels: dict[str, Files]) -> str:
     return ", ".join(sorted(f"{_name(label)}/" for label in labels if label)) or "no folders"
-
-
-def write_cases_csv(evaluation: Evaluation, path: Path) -> None:
-    """One line a true mask; figures with six decimals."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("label", "item", "status", "dice", "iou", "nsd", "message"))
-    for case in evaluation.cases:
-        figures = (f"{value:.6f}" for value in (case.dice, case.iou, case.nsd))
-        writer.writerow((case.label, case.item, case.status, *figures, case.message))
-    write_durable(path, text.getvalue().encode())
-
-
-def to_table(evaluation: Evaluation) -> Table:
-    """The summary for a terminal."""
-    caption = "mean [95 % bootstrap interval]; missing and unreadable masks count as 0"
-    if evaluation.unmatched:
-        caption += f"; {evaluation.unmatched} predictions without truth are not scored"
-    table = Table(title="Evaluation", caption=caption)
-    table.add_column("label")
-    for name in ("n", "missing", "unreadable", "DSC", "IoU", f"NSD ({evaluation.tolerance:g})"):
-        table.add_column(name, justify="right")
-    rows = evaluation.summary()
-    for row in rows:
-        table.add_section() if row is rows[-1] else None
-        counts = (str(row.n), str(row.missing), str(row.unreadable))
-        table.add_row(escape(row.label), *counts, *map(str, (row.dice, row.iou, row.nsd)))
-    return table
-
-
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The summary and every case that could not be scored, NaN as None."""
-    *labels, overall = (_without_nan(asdict(row)) for row in evaluation.summary())
-    return {
-        "tolerance": evaluation.tolerance,
-        "unmatched": evaluation.unmatched,
-        "labels": labels,
-        "overall": overall,
-        "problems": [
-            {"label": c.label, "item": c.item, "status": c.status, "message": c.message}
-            for c in evaluation.cases
-            if c.status != "scored"
-        ],
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if value != value else value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.tables import read_table
 from medclipsam.engine.types import ItemRef, Prompts
 
 ENSEMBLE = "|"
@@ -107,7 +108,7 @@ def read_prompt_table(
     Raises:
         ConfigError: unreadable, a column is missing, or a cell is empty or given twice.
     """
-    table = _read_table(path)
+    table = read_table(path)
     columns = list(table)
     for wanted in (item_column, prompt_column):
         if wanted not in columns:
@@ -133,28 +134,3 @@ def read_prompt_table(
 
 def _normal_item(item: str) -> str:
     return ItemRef(item.replace("\\", "/").removeprefix("./").lstrip("/")).id
-
-
-def _read_table(path: Path) -> dict[str, list]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            return parquet.read_table(path).to_pydict()
-        if suffix in (".csv", ".tsv"):
-            comma = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            with path.open("rb") as file:
-                header = file.readline().decode("utf-8-sig")
-            separator = comma.delimiter
-            names = [name.strip().strip('"') for name in header.split(separator)]
-            texts = csv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
-                strings_can_be_null=True,
-                null_values=[""],
-            )
-            return csv.read_csv(path, parse_options=comma, convert_options=texts).to_pydict()
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read prompts from {path}: {exc}") from exc
-    raise ConfigError(f"{path} is neither .csv, .tsv nor .parquet")

@@ -62,7 +62,7 @@ def write_report(
         folder: the run folder; previews lie at ``report/`` + ``preview_path(…)``.
         outcomes: read once, never held together.
         facts: what the page tells about the run: plain values, dicts and lists.
-        evaluation: as ``evaluation.to_json`` gives it.
+        evaluation: as ``scoretable.to_json`` gives it.
         identity: what tells this run from others; the browser keeps the decisions of a
             review under it. By default the hash of the outcomes listed.
 

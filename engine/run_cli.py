@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -22,9 +23,69 @@ from medclipsam.engine.runs_cli import print_collected
 
 if TYPE_CHECKING:
     from medclipsam.engine.archive import Archive
+    from medclipsam.engine.labeller import Labeller
+    from medclipsam.engine.prompts import PromptTable
     from medclipsam.engine.runner import RunSummary
+    from medclipsam.engine.types import Prompts
 
-OUTPUTS = ("labelmap", "nifti", "dicom-seg", "saliency", "overlay", "coco", "nnunet")
+OUTPUTS = ("labelmap", "nifti", "dicom-seg", "saliency", "crf", "overlay", "coco", "nnunet")
+
+
+def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that takes an archive into a run folder."""
+    options = [
+        click.option(
+            "-o",
+            "--out",
+            required=True,
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Run folder.",
+        ),
+        click.option(
+            "--include", multiple=True, metavar="GLOB", help="Only items whose path matches."
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="No items whose path matches."
+        ),
+        click.option(
+            "--series", is_flag=True, help="A DICOM series is one item, not each of its files."
+        ),
+        click.option(
+            "--output",
+            "outputs",
+            multiple=True,
+            type=click.Choice(OUTPUTS),
+            help="What to write beside the masks; may be repeated.",
+        ),
+        click.option(
+            "--min-confidence",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Quarantine masks below it; they are kept in quarantine/.",
+        ),
+        click.option(
+            "--hash-names", is_flag=True, help="No file name of the archive in the run folder."
+        ),
+        click.option(
+            "--memory",
+            type=SIZE,
+            default="1G",
+            show_default=True,
+            help="Bytes that images in flight may hold, such as 512M.",
+        ),
+        click.option("--max-pixels", type=SIZE, help="Most pixels of one item, all frames [256M]."),
+        click.option("--max-bytes", type=SIZE, help="Most bytes of one file, also inflated [2G]."),
+        click.option(
+            "--max-seconds", type=click.FloatRange(min=0.1), help="To decode one item [120]."
+        ),
+        click.option(
+            "--profile", is_flag=True, help="Print where the time went; write trace.json."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -39,42 +100,7 @@ OUTPUTS = ("labelmap", "nifti", "dicom-seg", "saliency", "overlay", "coco", "nnu
 @click.option("--item-column", default="item", show_default=True)
 @click.option("--prompt-column", default="prompt", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder.",
-)
-@click.option("--include", multiple=True, metavar="GLOB", help="Only items whose path matches.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No items whose path matches.")
-@click.option("--series", is_flag=True, help="A DICOM series is one item, not each of its files.")
-@click.option(
-    "--output",
-    "outputs",
-    multiple=True,
-    type=click.Choice(OUTPUTS),
-    help="What to write beside the masks; may be repeated.",
-)
-@click.option(
-    "--min-confidence",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Quarantine masks below it; they are kept in quarantine/.",
-)
-@click.option("--hash-names", is_flag=True, help="No file name of the archive in the run folder.")
-@click.option(
-    "--memory",
-    type=SIZE,
-    default="1G",
-    show_default=True,
-    help="Bytes that images in flight may hold, such as 512M.",
-)
-@click.option("--max-pixels", type=SIZE, help="Most pixels of one item, all frames [256M].")
-@click.option("--max-bytes", type=SIZE, help="Most bytes of one file, also inflated [2G].")
-@click.option("--max-seconds", type=click.FloatRange(min=0.1), help="To decode one item [120].")
-@click.option("--profile", is_flag=True, help="Print where the time went; write trace.json.")
+@archive_options
 @engine_options
 @report_errors
 def run(
@@ -102,8 +128,6 @@ def run(
     """
     from medclipsam.engine.archive import open_archive
     from medclipsam.engine.prompts import read_prompt_table
-    from medclipsam.engine.runner import run as run_archive
-    from medclipsam.engine.stopping import stop_on_signals
 
     if prompts and table:
         raise ConfigError('say what to look for: either -p "TEXT" or --prompts FILE')
@@ -114,14 +138,23 @@ def run(
         if table
         else choose_prompts(prompts, options["config"])
     )
-    engine = open_engine(options)
+    label_archive(open_engine(options), opened, wanted, out, chosen)
+
+
+def label_archive(
+    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, out: Path, options: Any
+) -> NoReturn:
+    """Run to the end or until a signal, say how it went, and leave with the run's exit code."""
+    from medclipsam.engine.runner import run as run_archive
+    from medclipsam.engine.stopping import stop_on_signals
+
     with (
-        Progress(opened) as progress,
+        Progress(archive) as progress,
         stop_on_signals(lambda text: click.echo(text, err=True)) as stop,
     ):
-        summary = run_archive(engine, opened, wanted, out, chosen, progress.update, stop)
+        summary = run_archive(labeller, archive, prompts, out, options, progress.update, stop)
     print_summary(summary)
-    if options["profile"]:
+    if options.trace:
         print_profile(summary)
     sys.exit(summary.exit_code)
 

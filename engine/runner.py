@@ -20,8 +20,8 @@ from typing import Any
 from medclipsam.engine.archive import Archive, Limits
 from medclipsam.engine.budget import Budget
 from medclipsam.engine.collecting import Selection, collect_cases
-from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.labeller import Labeller
 from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.meter import Meter, StageFigures, Trace
 from medclipsam.engine.naming import HashedNames, PlainNames
@@ -138,7 +138,7 @@ class RunSummary:
 
 
 def run(
-    engine: Engine,
+    labeller: Labeller,
     archive: Archive,
     prompts: Prompts | PromptTable,
     out: Path,
@@ -149,7 +149,7 @@ def run(
     """Label every image of ``archive`` into the run folder ``out``, resuming what is there.
 
     Args:
-        engine: an open engine.
+        labeller: an open ``Engine`` or ``Predictor``.
         archive: as ``open_archive`` gives it.
         prompts: the same for every item, or a table with a row per item.
         out: new, empty, or the folder of the same run stopped earlier.
@@ -163,16 +163,16 @@ def run(
         OutputError: a result could not be written; the run can be resumed.
     """
     options, stop = options or RunOptions(), stop or Event()
-    index = _check_prompts(engine, prompts)
+    index = _check_prompts(labeller, prompts)
     next(iter(archive))  # an archive without images leaves no folder
-    with RunFolder(out, fingerprint(engine, archive, prompts, options)) as folder:
+    with RunFolder(out, fingerprint(labeller, archive, prompts, options)) as folder:
         folder.log("start", archive=archive.name)
         with Ledger(out / LEDGER) as ledger:
             resumed = ledger.items()
             names = HashedNames(out, fresh=not resumed) if options.hash_names else PlainNames()
             trace = Trace(out / TRACE) if options.trace else None
             stream = Stream(
-                engine,
+                labeller,
                 prompts,
                 folder,
                 ledger,
@@ -197,7 +197,7 @@ def run(
                 return summary
             write_manifest(folder, ledger.outcomes())
             write_duplicates(folder, ledger.duplicates())
-            facts = report_facts(engine, archive, prompts, summary)
+            facts = report_facts(labeller, archive, prompts, summary)
             write_report(out, ledger.outcomes(), facts, identity=identify(out))
             if options.collections:
                 summary = replace(
@@ -243,7 +243,7 @@ def _summarise(stream: Stream, archive: Archive, out: Path, resumed: int) -> Run
 
 
 def fingerprint(
-    engine: Engine, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
+    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
 ) -> dict[str, Any]:
     """What decides the bytes of a run, as plain JSON values."""
     return {
@@ -251,14 +251,11 @@ def fingerprint(
         "selection": archive.selection,
         "labels": list(_labels(prompts)),
         "prompts": _identify(prompts),
-        "config": asdict(engine.config),
         "outputs": options.formats,
         "min_confidence": options.min_confidence,
         "hash_names": options.hash_names,
-        "bundle": {"name": engine.bundle.name, "digest": engine.bundle.digest},
-        "device": engine.pipeline.encoder.device.type,
-        "backend": engine.backend,
         "versions": versions(),
+        **labeller.identity(),
     }
 
 
@@ -271,7 +268,7 @@ def _identify(prompts: Prompts | PromptTable) -> Mapping[str, object]:
 
 
 def report_facts(
-    engine: Engine, archive: Archive, prompts: Prompts | PromptTable, summary: RunSummary
+    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, summary: RunSummary
 ) -> dict[str, object]:
     """What the report's head says of a run."""
     if isinstance(prompts, PromptTable):
@@ -281,9 +278,7 @@ def report_facts(
     facts = {
         "archive": archive.name,
         "prompts": wanted,
-        "bundle": f"{engine.bundle.name} ({engine.bundle.digest[:12]})",
-        "saliency": engine.config.saliency.method,
-        "device": f"{engine.pipeline.encoder.device}, {engine.backend}",
+        **labeller.facts(),
         "items": summary.items,
         "items with the bytes of another": summary.duplicates,
         "other files ignored": dict(summary.ignored),
@@ -302,12 +297,11 @@ def _labels(prompts: Prompts | PromptTable) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def _check_prompts(engine: Engine, prompts: Prompts | PromptTable) -> dict[str, int]:
+def _check_prompts(labeller: Labeller, prompts: Prompts | PromptTable) -> dict[str, int]:
     """Number of each label in label maps; prompts of all items are checked before any image."""
     labels = _labels(prompts)
     label_folders(labels)
-    if isinstance(prompts, Prompts):
-        engine.pipeline.encode_prompts(prompts)
+    labeller.check_prompts(prompts)
     return number_labels(labels)
 
 

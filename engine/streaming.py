@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,10 +23,10 @@ import cv2
 
 from medclipsam.engine.archive import Decoders, Entry, Limits
 from medclipsam.engine.budget import Budget
-from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import InputError
-from medclipsam.engine.executor import Executor
+from medclipsam.engine.executor import Surroundings
 from medclipsam.engine.inbox import Inbox
+from medclipsam.engine.labeller import Labeller
 from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.meter import Meter
 from medclipsam.engine.naming import HashedNames, PlainNames
@@ -48,7 +48,7 @@ class Stream:
         repeated: items that the archive listed more than once.
     """
 
-    engine: Engine
+    labeller: Labeller
     prompts: Prompts | PromptTable
     folder: RunFolder
     ledger: Ledger
@@ -79,7 +79,7 @@ class Stream:
             BackendError: the device cannot do it.
         """
         cv2.setNumThreads(1)  # images run side by side; OpenCV's own threads would compete
-        threads = self.engine.threads
+        threads = self.labeller.threads
         self.meter.set_workers(read_image=threads, refine_mask=threads, write_mask=threads)
         with ExitStack() as stack:
             self._decoders = stack.enter_context(Decoders(threads, self.limits))
@@ -87,15 +87,7 @@ class Stream:
             self._readers, refiners, self._writers = pools
             committer = Thread(target=self._commit_all, name="commit", daemon=True)
             lister = Thread(target=self._list, args=(entries,), name="list", daemon=True)
-            executor = Executor(
-                self.engine.pipeline,
-                refiners,
-                self._inbox,
-                self.meter,
-                self._finish,
-                self._log_failure,
-                keep_saliency="saliency" in self.delivery.formats,
-            )
+            executor = self.labeller.open_executor(self._surroundings(refiners))
             self._executor = executor
             self._inbox.begin()
             committer.start()
@@ -113,6 +105,12 @@ class Stream:
                 committer.join()
                 lister.join(timeout=5)
             self._inbox.drain(block=False)  # what a writer or the committer had to say
+
+    def _surroundings(self, pool: ThreadPoolExecutor) -> Surroundings:
+        keep_saliency, keep_crf = (name in self.delivery.formats for name in ("saliency", "crf"))
+        return Surroundings(
+            pool, self._inbox, self.meter, self._finish, self._log_failure, keep_saliency, keep_crf
+        )
 
     def _list(self, entries: Iterable[Entry]) -> None:
         """On a thread of its own: let items in as the budget allows."""
@@ -167,7 +165,7 @@ class Stream:
         try:
             with self.meter.work("read_image"):
                 work = self._read(entry, ref)
-            work.cost = FLOOR + _weigh(work, "saliency" in self.delivery.formats)
+            work.cost = FLOOR + _weigh(work, self.delivery.formats)
             self.budget.correct(cost, work.cost)
             self._usual += (work.cost - FLOOR - self._usual) // 8
         except BaseException as exc:
@@ -256,13 +254,13 @@ class Stream:
         self.folder.log("done", **facts, outcomes={r.label: r.status for r in rows}, crf=filters)
 
 
-def _weigh(work: Work, keep_saliency: bool) -> int:
+def _weigh(work: Work, formats: Sequence[str]) -> int:
     """Bytes an item holds until it is committed: pixels, masks, perhaps maps and sources."""
     if work.image is None:
         return 0
     frames = work.image.frames
     pixels = frames[..., 0].size
     channels = 1 if frames.strides[-1] == 0 else 3
-    per_label = 3 if keep_saliency else 1
+    per_label = 1 + 2 * ("saliency" in formats) + ("crf" in formats)
     held = pixels * (channels + per_label * len(work.prompts.labels))
     return held + sum(map(len, work.sources))

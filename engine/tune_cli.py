@@ -81,7 +81,7 @@ def to_table(trials: Any) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from medclipsam.engine.evaluation import Interval
+    from medclipsam.engine.interval import Interval
     from medclipsam.engine.metrics import mean_interval
 
     table = Table(

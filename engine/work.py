@@ -74,7 +74,7 @@ def finish_work(work: Work, delivery: Delivery) -> tuple[list[tuple[str, bytes]]
         rows.append(row)
     if not delivery.formats:
         return files, rows
-    labelled = _labelled(work, work.image, rows)
+    labelled = _labelled(work, work.image, rows, "crf" in delivery.formats)
     for name in delivery.formats:
         try:
             encoded = encode_outputs(labelled, (name,), delivery.label_index)
@@ -133,7 +133,7 @@ def _finish_label(
     return [(path, data), (f"{FOLDER}/{preview_path(label, work.ref.id)}", picture)], row
 
 
-def _labelled(work: Work, image: Image, rows: Sequence[Outcome]) -> Labelled:
+def _labelled(work: Work, image: Image, rows: Sequence[Outcome], with_crf: bool) -> Labelled:
     labels = work.prompts.labels
     frames = range(len(work.segments))
     return Labelled(
@@ -146,6 +146,11 @@ def _labelled(work: Work, image: Image, rows: Sequence[Outcome]) -> Labelled:
             name: np.stack([work.saliency[n][name] for n in frames])
             for name in labels
             if work.saliency.get(0)
+        },
+        crf={
+            name: np.stack([work.segments[n][name].crf_mask for n in frames])
+            for name in labels
+            if with_crf
         },
         boxes={name: [work.segments[n][name].boxes for n in frames] for name in labels},
         prompts={name: " | ".join(work.prompts.texts[name]) for name in labels},

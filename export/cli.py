@@ -57,12 +57,15 @@ def export(
 ) -> None:
     """Export a bundle, and publish the graphs only if they give the same masks.
 
-    A bundle that ships with medclipsam is copied to your own folder, see 'medclipsam models list'.
+    BUNDLE is the name or folder of a bundle, or the folder of a task model from 'medclipsam train
+    unet'. A bundle that ships with medclipsam is copied to your own folder, see 'medclipsam
+    models list'.
 
     \b
     medclipsam export phantom --to onnx
     medclipsam export biomedclip --to onnx --precision fp16 --images scans/ -p "brain tumor"
     medclipsam export phantom --to tensorrt --precision fp16
+    medclipsam export models/masses --to onnx --images scans/
     """
     import os
 
@@ -73,19 +76,26 @@ def export(
     from medclipsam.engine.config import parse_settings
     from medclipsam.engine.prompts import parse_prompts
     from medclipsam.engine.types import Prompts
+    from medclipsam.engine.unet import is_task_model
     from medclipsam.export.publish import choose_target, export_onnx
     from medclipsam.export.scans import PROMPTS, draw_scans, read_scans
     from medclipsam.export.tensorrt_publish import publish_plans
-
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    opened = open_bundle(bundle)
-    target, where = choose_target(opened, out), open_device(device)
-    scans = read_scans(images) if images else draw_scans()
-    wanted = parse_prompts(prompts) if prompts else Prompts(PROMPTS)
+    from medclipsam.export.unet import export_unet, require_plain
 
     def log(line: str) -> None:
         click.echo(line, err=True)
 
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    where = open_device(device)
+    scans = read_scans(images) if images else draw_scans()
+    if is_task_model(bundle):
+        require_plain({"--out": out, "--prompt": prompts, "--set": pairs})
+        model = export_unet(bundle, to, precision, scans, where, log)
+        click.echo(f"{model.folder}: {to} in {precision} agrees with torch")
+        return
+    opened = open_bundle(bundle)
+    target = choose_target(opened, out)
+    wanted = parse_prompts(prompts) if prompts else Prompts(PROMPTS)
     if to == "onnx":
         published = export_onnx(opened, precision, target, scans, wanted, where, log)
     else:

@@ -134,7 +134,7 @@ def measure(
     for rgb in images:
         both = [pipeline.segment([rgb], [prompts])[0] for pipeline in (reference, ours)]
         pairs += [(both[0][label], both[1][label]) for label in prompts.labels]
-    _compare_pipelines(parity, pairs, limits)
+    compare_segments(parity, pairs, limits)
     log(f"masks: IoU {parity.mean_iou:.5f}, worst {parity.worst_iou:.5f} of {parity.masks}")
     return parity
 
@@ -202,10 +202,11 @@ def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _compare_pipelines(
+def compare_segments(
     parity: Parity, pairs: Sequence[tuple[Segment, Segment]], limits: Limits
 ) -> None:
-    """Fill in figures of saliency and masks, and what is beyond ``limits``."""
+    """Fill in figures of saliency and masks of (torch, exported), and what is beyond
+    ``limits``."""
     correlations = [_correlation(one.saliency, two.saliency) for one, two in pairs]
     shown = [(one.mask, two.mask) for one, two in pairs if one.mask.any() or two.mask.any()]
     overlaps = [iou(one, two) for one, two in shown]

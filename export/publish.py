@@ -52,7 +52,7 @@ def export_onnx(
         OutputError: it cannot be written.
     """
     load_runtime()
-    root = _start(target, precision)
+    root = start_export(target, precision)
     try:
         written = []
         for graph in GRAPHS:
@@ -127,7 +127,7 @@ def choose_target(bundle: Bundle, out: Path | None) -> Path:
     return out
 
 
-def _start(target: Path, precision: str) -> Path:
+def start_export(target: Path, precision: str) -> Path:
     """An empty folder on the file system of ``target``; what a killed predecessor left goes."""
     root = (target if target.exists() else target.parent) / f"{GROWING}{target.name}-{precision}"
     try:
@@ -142,11 +142,26 @@ def _publish(
     bundle: Bundle, root: Path, target: Path, precision: str, entry: dict[str, Any]
 ) -> None:
     """Move the export from ``root`` to ``target``, and name it there."""
-    try:
-        if not (target / DESCRIPTION).is_file():
+    if not (target / DESCRIPTION).is_file():
+        try:
             _copy(bundle, target)
-        final = target / "onnx" / precision
-        old = final.with_name(OLD + final.name)
+        except OSError as exc:
+            raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
+    put_export(root, target, precision, entry, DESCRIPTION)
+
+
+def put_export(
+    root: Path, target: Path, precision: str, entry: dict[str, Any], description: str
+) -> None:
+    """Move an export from ``root`` to ``target`` in place of an earlier one, and name it in
+    the file ``description`` there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    final = target / "onnx" / precision
+    old = final.with_name(OLD + final.name)
+    try:
         final.parent.mkdir(exist_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
@@ -155,10 +170,10 @@ def _publish(
         sync_folder(final.parent)
     except OSError as exc:
         raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
-    facts = json.loads((target / DESCRIPTION).read_text("utf-8"))
+    facts = json.loads((target / description).read_text("utf-8"))
     facts.setdefault("exports", {}).setdefault("onnx", {})[precision] = entry
     text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    write_durable(target / DESCRIPTION, text.encode())
+    write_durable(target / description, text.encode())
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,10 +1,13 @@
 """Overlap and surface figures against scikit-learn and brute force in float64."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score
+import torch
+from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
-from medclipsam.engine.metrics import dice, iou, mean_interval, nsd
+from medclipsam.engine.metrics import dice, hd95, iou, mean_interval, nsd, roc_auc
 
 FLOAT32 = 1e-6  # MONAI returns its scores in single precision
 SHAPES = [(1, 1), (7, 13), (31, 5), (1, 17), (3, 9, 11)]
@@ -126,3 +129,120 @@ def test_interval_of_few_values():
     for wrong in ([], [float("nan"), 1.0]):
         with pytest.raises(ValueError, match="finite"):
             mean_interval(wrong)
+
+
+def brute_hd95(pred, truth, spacing):
+    """All distances between outline pixels of one frame, all frames in one percentile."""
+    directed = []
+    for own, other in ((pred, truth), (truth, pred)):
+        gaps = []
+        for p, t in zip(np.atleast_3d(own.T).T, np.atleast_3d(other.T).T, strict=True):
+            first, second = (brute_outline(m) * spacing for m in (p, t))
+            for point in first:
+                far = [np.inf, *np.sqrt(((point - second) ** 2).sum(-1))]
+                gaps.append(min(far))
+        gaps.sort()
+        place = 0.95 * (len(gaps) - 1)
+        below, above = gaps[int(place)], gaps[-int(-place // 1)]
+        share = place - int(place)
+        directed.append(above if above == np.inf else below * (1 - share) + above * share)
+    return max(directed)
+
+
+@pytest.mark.parametrize("shape", [(7, 13), (31, 5), (1, 17), (24, 20), (3, 9, 11)])
+@pytest.mark.parametrize("spacing", [None, (0.37, 1.93)])
+def test_hd95_agrees_with_brute_force(shape, spacing):
+    finite = 0
+    for seed in range(6):
+        pred, truth = blobs(shape, seed), blobs(shape, seed + 50)
+        pred.flat[0] = truth.flat[-1] = True
+        expected = brute_hd95(pred, truth, spacing or (1.0, 1.0))
+        assert hd95(pred, truth, spacing) == pytest.approx(expected, abs=1e-9)
+        assert hd95(truth, pred, spacing) == pytest.approx(expected, abs=1e-9)
+        finite += np.isfinite(expected)
+    assert finite
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+@pytest.mark.parametrize("shape", [(31, 25), (24, 40)])
+def test_hd95_agrees_with_monai(shape):
+    from monai.metrics import compute_hausdorff_distance
+
+    for seed in range(3):
+        pred, truth = blobs(shape, seed), blobs(shape, seed + 50)
+        pair = [torch.from_numpy(m)[None, None].float() for m in (pred, truth)]
+        expected = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
+        assert hd95(pred, truth) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_hd95_is_infinite_where_more_than_one_in_twenty_pixels_find_nothing():
+    pred, truth = np.zeros((2, 2, 40, 40), dtype=bool)
+    pred[0, 5:25, 5:25] = truth[0, 5:25, 6:26] = True  # 76 pixels of outline each
+    pred[1, 0, 0] = True
+    assert hd95(pred, truth) == 1.0
+    pred[1, 0, :5] = True  # 5 of 81
+    assert hd95(pred, truth) == np.inf
+
+
+def test_hd95_of_empty_masks():
+    empty, some = np.zeros((2, 6, 7), dtype=bool)
+    some[2, 3] = True
+    assert hd95(empty, empty) == 0.0
+    assert hd95(some, empty) == hd95(empty, some) == np.inf
+    assert hd95(some, some) == 0.0
+    with pytest.raises(ValueError, match="one shape"):
+        hd95(some, some.T)
+
+
+@pytest.mark.parametrize("shape", [(7, 13), (1, 5), (3, 9, 11)])
+@pytest.mark.parametrize(("top", "dtype"), [(4, np.uint8), (256, np.uint8), (65536, np.uint16)])
+def test_auc_agrees_with_scikit_learn(shape, top, dtype):
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        truth = blobs(shape, seed)
+        truth.flat[0], truth.flat[-1] = True, False
+        levels = rng.integers(top, size=shape).astype(dtype)  # few levels have many ties
+        levels[truth] = np.maximum(levels[truth], rng.integers(top))
+        expected = roc_auc_score(truth.ravel(), levels.ravel())
+        assert roc_auc(levels, truth) == pytest.approx(expected, abs=1e-12)
+        wide = np.pad(levels, [(0, 0)] * (levels.ndim - 1) + [(0, 1)])[..., :-1]  # not contiguous
+        assert roc_auc(wide, truth) == roc_auc(levels, truth)
+
+
+def test_auc_without_both_kinds_of_pixels():
+    levels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    assert np.isnan(roc_auc(levels, np.zeros((3, 4), bool)))
+    assert np.isnan(roc_auc(levels, np.ones((3, 4), bool)))
+    assert roc_auc(levels, levels > 5) == 1.0
+    assert roc_auc(levels, levels < 5) == 0.0
+    assert roc_auc(np.zeros((3, 4), np.uint8), levels > 5) == 0.5
+    for wrong in (levels.astype(np.float32), levels.T):
+        with pytest.raises(ValueError, match="expected a map of uint8 or uint16"):
+            roc_auc(wrong, levels > 5)
+
+
+def test_auc_of_a_large_volume_is_exact_and_small_in_memory():
+    levels = np.broadcast_to(np.arange(1 << 16, dtype=np.uint16).reshape(256, 256), (60, 256, 256))
+    truth = levels % 3 == 0
+    ranks = np.arange(1 << 16, dtype=np.float64)
+    inside = ranks % 3 == 0
+    count = int(inside.sum())
+    below = (ranks[inside] - np.arange(count)).sum()  # pixels outside that lie below
+    tracemalloc.start()
+    assert roc_auc(levels, truth) == below / (count * (len(ranks) - count))
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_intervals_of_many_hits_are_drawn_as_counts(monkeypatch):
+    hits = np.random.default_rng(1).random(6000) < 0.3
+    monkeypatch.setattr("medclipsam.engine.metrics.DRAWS_AT_ONCE", None)  # no value is drawn
+    mean, low, high = mean_interval(hits)
+    assert mean == pytest.approx(hits.mean(), abs=1e-12)
+    assert high - low == pytest.approx(2 * 1.96 * hits.std() / np.sqrt(6000), rel=0.05)
+    gaps = np.random.default_rng(2).integers(-1, 2, 5000)
+    mean, low, high = mean_interval(gaps)
+    assert low < mean < high and high - low == pytest.approx(
+        2 * 1.96 * gaps.std() / np.sqrt(5000), rel=0.05
+    )
+    assert mean_interval(np.ones(5000)) == (1.0, 1.0, 1.0)

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 
 from medclipsam.engine.archive.limits import Limits
 from medclipsam.engine.archive.nifti import make_grid, read_nifti_mask, voxels_to_frames
-from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.figure import overlay
 from medclipsam.engine.outputs import (
     FORMATS,
@@ -23,6 +23,7 @@ from medclipsam.engine.outputs import (
     encode_outputs,
     number_labels,
     output_path,
+    read_map,
 )
 from medclipsam.engine.outputs.labelmap import burn_labels
 from medclipsam.engine.outputs.volumes import encode_volume, world
@@ -220,6 +221,42 @@ def test_large_volumes_are_nifti_2_with_a_slope():
     assert image.shape == (1 << 15, 1, 1) and image.get_fdata()[7, 0, 0] == pytest.approx(1)
 
 
+def test_masks_of_the_crf_are_stored_as_masks_are():
+    labelled = item(crf=dict(MASKS), withheld=frozenset({"cyst"}))
+    found = files(labelled, "crf")
+    assert list(found) == [f"crf/{f}/a/b.png.tif" for f in ("tumour", "left_lung", "cyst")]
+    for label, data in zip(LABELS, found.values(), strict=True):
+        np.testing.assert_array_equal(pages(data), MASKS[label] * np.uint8(255))
+    affine = np.diag([-0.7, 1.1, 2.9, 1])
+    volumes, voxels = nifti_item((4, 6, 5), affine)
+    (data, *_) = files(replace(volumes, crf=volumes.masks), "crf").values()
+    np.testing.assert_array_equal(np.asarray(volume(data).dataobj), voxels["tumour"])
+    assert not files(item(), "crf")
+
+
+def test_maps_are_read_back_as_they_were_stored(tmp_path):
+    affine = np.diag([-0.7, 1.1, 2.9, 1])
+    frames, axis = voxels_to_frames(RNG.integers(0, 65536, (4, 6, 5), np.uint16), affine)
+    placed = item(make_grid((4, 6, 5), affine, axis), saliency={"cyst": frames}, path="v.nii")
+    plain = item(saliency={"cyst": LEVELS})
+    for labelled in (placed, plain):
+        ((name, data),) = files(labelled, "saliency").items()
+        path = tmp_path / name.rpartition("/")[2]
+        path.write_bytes(data)
+        levels, grid = read_map(path)
+        np.testing.assert_array_equal(levels, labelled.saliency["cyst"])
+        assert levels.dtype == np.uint16 and levels.dtype.isnative
+        assert grid.kind == labelled.grid.kind
+    for content, words in ((b"GIF89a", "PNG, TIFF or NIfTI"), (colour_png(), "8 or 16 bits")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            read_map(path)
+
+
+def colour_png() -> bytes:
+    return cv2.imencode(".png", np.zeros((4, 5, 3), np.uint8))[1].tobytes()
+
+
 def test_overlays_show_the_frame_with_the_largest_mask():
     labelled = item()
     found = files(labelled, "overlay")
@@ -244,16 +281,16 @@ def test_equal_items_give_equal_bytes(monkeypatch):
     formats = [name for name in FORMATS if name != "dicom-seg"]
     for labelled in kinds:
         saliency = {label: mask * np.uint16(40000) for label, mask in labelled.masks.items()}
-        labelled = replace(labelled, saliency=saliency)
+        labelled = replace(labelled, saliency=saliency, crf=labelled.masks)
         if labelled.grid.kind == "nifti":
             shape = labelled.masks["cyst"].shape
             labelled = replace(labelled, frames=np.zeros((*shape, 3), np.uint8))
             labelled.boxes.update({k: [np.zeros((0, 4), np.int32)] * shape[0] for k in LABELS})
         first = files(labelled, *formats)
-        assert len(first) == 1 + 3 * 3
+        assert len(first) == 1 + 4 * 3
         monkeypatch.setattr("time.time", lambda: 2e9)
         copied = {k: np.asfortranarray(m) for k, m in labelled.masks.items()}
-        assert files(replace(labelled, masks=copied), *formats) == first
+        assert files(replace(labelled, masks=copied, crf=copied), *formats) == first
 
 
 def test_unknown_formats_are_named():

@@ -94,7 +94,8 @@ def contents(folder, *names):
     }
 
 
-EVERYTHING = ("masks", "labelmaps", "nifti", "dicom-seg", "saliency", "overlays", "report/previews")
+EVERYTHING = ("masks", "labelmaps", "nifti", "dicom-seg", "saliency", "crf", "overlays")
+EVERYTHING += ("report/previews",)
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +137,13 @@ def test_the_plain_loop_gives_the_same_masks(engine, archive, whole):
             frames = decoders.decode(entry).frames
         for n, frame in enumerate(frames):
             for label, segment in engine.segment(np.ascontiguousarray(frame), PROMPTS).items():
-                mask = read_mask(whole.folder / found[entry.ref.id, label].mask)[0]
-                if entry.ref.id.endswith(".nii.gz"):
-                    assert int(mask[n].sum()) == int(segment.mask.sum())
-                else:
-                    np.testing.assert_array_equal(mask[n], segment.mask)
+                path = found[entry.ref.id, label].mask
+                for part, expected in (("masks", segment.mask), ("crf", segment.crf_mask)):
+                    mask = read_mask(whole.folder / path.replace("masks/", f"{part}/", 1))[0]
+                    if entry.ref.id.endswith(".nii.gz"):
+                        assert int(mask[n].sum()) == int(expected.sum())
+                    else:
+                        np.testing.assert_array_equal(mask[n], expected)
 
 
 def test_every_format_is_there_for_every_item(whole):
@@ -148,6 +151,7 @@ def test_every_format_is_there_for_every_item(whole):
     count = Counter(path.partition("/")[0] for path in made)
     good = 12
     assert count["masks"] == count["nifti"] == count["saliency"] == count["overlays"] == 2 * good
+    assert count["crf"] == 2 * good
     assert count["labelmaps"] == good and count["dicom-seg"] == 1
 
 

@@ -34,14 +34,15 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from medclipsam.engine import evaluation
     from medclipsam.engine.archive import open_archive
+    from medclipsam.engine.evaluation import evaluate
     from medclipsam.engine.ledger import Ledger
     from medclipsam.engine.prompts import read_prompt_table
     from medclipsam.engine.report import write_report
     from medclipsam.engine.run_cli import Progress
     from medclipsam.engine.runfolder import LEDGER, identify
     from medclipsam.engine.runner import report_facts, run
+    from medclipsam.engine.scoretable import to_json, to_table
     from medclipsam.train.phantom_archive import write_phantom_archive
 
     engine = open_engine(options)
@@ -52,11 +53,11 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     archive = open_archive(written.archive, avoid=folder)
     with Progress(archive) as progress:
         summary = run(engine, archive, table, folder, observer=progress.update)
-    result = evaluation.evaluate(folder, written.truth)
-    Console().print(evaluation.to_table(result))
+    result = evaluate(folder, written.truth)
+    Console().print(to_table(result))
     facts = report_facts(engine, archive, table, summary)
     with Ledger(folder / LEDGER) as ledger:
-        scores = evaluation.to_json(result)
+        scores = to_json(result)
         write_report(folder, ledger.outcomes(), facts, scores, identify(folder))
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))
     click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s)")

@@ -59,6 +59,14 @@ def read_nifti_mask(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     return frames, make_grid(voxels.shape, affine, axis)
 
 
+def read_nifti_levels(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
+    """Read voxels as they are stored, unscaled, in this machine's byte order: (F, H, W)."""
+    voxels, affine, _ = read_voxels(data, limits)
+    frames, axis = voxels_to_frames(voxels, affine)
+    native = frames.astype(frames.dtype.newbyteorder("="), copy=False)
+    return native, make_grid(voxels.shape, affine, axis)
+
+
 def make_grid(shape: tuple[int, ...], affine: np.ndarray, axis: int) -> Grid:
     """The grid of voxels of ``shape`` that are sliced along anatomical ``axis``."""
     order = io_orientation(affine)[:, 0].astype(int)  # stored axis → anatomical axis

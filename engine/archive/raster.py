@@ -81,6 +81,11 @@ def read_raster_mask(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     return pages > (127 if raster_kind(data) == "JPEG" else 0), Grid("raster")
 
 
+def read_raster_levels(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
+    """Read grey values as they are stored, in no window: (F, H, W), or (F, H, W, 3) in colour."""
+    return _stack(data, limits, _indexed), Grid("raster")
+
+
 def _stack(
     data: bytes, limits: Limits, values_of: Callable[[PillowImage.Image], np.ndarray]
 ) -> np.ndarray:

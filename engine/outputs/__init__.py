@@ -4,6 +4,7 @@ from medclipsam.engine.outputs.cases import Case
 from medclipsam.engine.outputs.collection import COLLECTIONS, Collected, collect
 from medclipsam.engine.outputs.labelled import FORMATS, Labelled, encode_outputs
 from medclipsam.engine.outputs.labelmap import number_labels
+from medclipsam.engine.outputs.maps import read_map
 from medclipsam.engine.outputs.masks import encode_mask, read_mask
 from medclipsam.engine.outputs.names import (
     MASK_SUFFIXES,
@@ -27,6 +28,7 @@ __all__ = [
     "mask_path",
     "number_labels",
     "output_path",
+    "read_map",
     "read_mask",
     "safe_label",
 ]

@@ -13,12 +13,13 @@ import numpy as np
 
 from medclipsam.engine.outputs.dicomseg import encode_dicom_seg
 from medclipsam.engine.outputs.labelmap import burn_labels
+from medclipsam.engine.outputs.masks import encode_mask
 from medclipsam.engine.outputs.names import output_path, safe_label
 from medclipsam.engine.outputs.planes import encode_planes, encode_png
 from medclipsam.engine.outputs.volumes import encode_volume
 from medclipsam.engine.types import Grid, ItemRef
 
-FORMATS = ("labelmap", "nifti", "dicom-seg", "saliency", "overlay")
+FORMATS = ("labelmap", "nifti", "dicom-seg", "saliency", "crf", "overlay")
 FULL = 65535  # what a saliency of 1 is stored as
 
 File = tuple[PurePosixPath, bytes]
@@ -35,6 +36,8 @@ class Labelled:
         masks: label → bool (F, H, W), in the order of the prompts.
         withheld: labels whose mask is not trusted, and not delivered as a label.
         saliency: label → uint16 (F, H, W), 65535 for 1; only the format ``saliency`` reads it.
+        crf: label → bool (F, H, W), the refined saliency before SAM; only the format ``crf``
+            reads it.
         boxes: label → int32 (K, 4) a frame; only the format ``overlay`` reads it.
         prompts: label → its text.
         confidence: label → confidence in [0, 1].
@@ -48,6 +51,7 @@ class Labelled:
     masks: dict[str, np.ndarray]
     withheld: frozenset[str] = frozenset()
     saliency: dict[str, np.ndarray] = field(default_factory=dict)
+    crf: dict[str, np.ndarray] = field(default_factory=dict)
     boxes: dict[str, list[np.ndarray]] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     confidence: dict[str, float] = field(default_factory=dict)
@@ -72,6 +76,8 @@ def encode_outputs(
         sources other than DICOM.
     ``saliency``  ``saliency/LABEL/…``: uint16, 65535 for 1; PNG, TIFF or NIfTI (with the
         slope 1/65535) as the masks are. Also of withheld labels.
+    ``crf``  ``crf/LABEL/…``: the masks of the CRF, from which boxes were taken, stored as the
+        masks are. Also of withheld labels, and of absent ones whose saliency was refined.
     ``overlay``  ``overlays/LABEL/…``: a PNG of the frame with the largest mask, with
         outlines and boxes, in the pixels of the source. Also of withheld labels.
 
@@ -91,6 +97,7 @@ def encode_outputs(
         "nifti": lambda: _nifti(labelled),
         "dicom-seg": lambda: _dicom_seg(labelled, label_index),
         "saliency": lambda: _saliency(labelled),
+        "crf": lambda: _crf(labelled),
         "overlay": lambda: _overlay(labelled),
     }
     unknown = set(formats) - encoders.keys()
@@ -122,6 +129,12 @@ def _saliency(item: Labelled) -> Iterator[File]:
     for label, levels in item.saliency.items():
         suffix, data = encode_planes(levels, item.grid, slope=1 / FULL)
         yield output_path(("saliency", safe_label(label)), item.ref, suffix), data
+
+
+def _crf(item: Labelled) -> Iterator[File]:
+    for label, mask in item.crf.items():
+        suffix, data = encode_mask(mask, item.grid)
+        yield output_path(("crf", safe_label(label)), item.ref, suffix), data
 
 
 def _overlay(item: Labelled) -> Iterator[File]:

@@ -1,0 +1,192 @@
+"""The zero-shot method on the device: saliency, SAM's encoder and its decoder, in batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from medclipsam.engine.errors import ConfigError, InputError
+from medclipsam.engine.executor import Executor, Frame, Step, Surroundings, quantise
+from medclipsam.engine.pipeline import Found, Pipeline, to_numpy
+from medclipsam.engine.saliency import SaliencyQueue
+from medclipsam.engine.segment import BoxMasks
+from medclipsam.engine.types import Segment
+
+
+@dataclass(eq=False)
+class ZeroShotFrame(Frame):
+    """A frame and what the stages so far have found in it."""
+
+    found: list[Found] = field(default_factory=list)
+    masks: dict[str, BoxMasks | None] = field(default_factory=dict)
+
+
+class ZeroShotExecutor(Executor):
+    """Every stage of a ``Pipeline``; refine_mask on the CPU threads."""
+
+    SAVER = "--set segment.batch=1 --set saliency.rows=16"
+
+    def __init__(self, pipeline: Pipeline, around: Surroundings):
+        super().__init__(around)
+        self.pipeline = pipeline
+        self._saliency = SaliencyQueue(pipeline.encoder, pipeline.config.saliency)
+        self._asked: deque[ZeroShotFrame] = deque()
+        self._boxed: deque[ZeroShotFrame] = deque()
+        self._pairs: deque[tuple[ZeroShotFrame, Found, Tensor]] = deque()
+
+    @property
+    def _queued(self) -> bool:
+        return bool(self._loaded or self._asked or self._boxed or self._pairs)
+
+    def _next_step(self, moving: bool) -> Step | None:
+        """Most downstream full batch first, then what is left."""
+        segmenter = self.pipeline.segmenter
+        if sum(len(found.boxes) for _, found, _ in self._pairs) >= segmenter.boxes:
+            return self._decode
+        if len(self._boxed) >= segmenter.batch:
+            return self._encode_boxed
+        if self._saliency.rows.full:
+            return self._score
+        if self._loaded:
+            return self._ask
+        if moving:
+            return None
+        if self._pairs:
+            return self._decode
+        if self._boxed:
+            return self._encode_boxed
+        return self._score if self._asked else None
+
+    def _ask(self) -> None:
+        taken = self._next_frame()
+        if taken is None:
+            return
+        frame = ZeroShotFrame(*taken)
+        work = frame.work
+        before = self._saliency.rows.waiting
+        try:
+            with self.meter.work("encode_image"):
+                self._saliency.ask(self.pipeline.ask(frame.rgb, work.prompts))
+        except ConfigError as exc:
+            work.error = InputError("encode_prompts", "no-prompt", str(exc))
+            self._count_down(work)
+            return
+        except Exception as exc:
+            self._one_by_one([frame], exc)
+            return
+        self.meter.wait("compute_saliency", self._saliency.rows.waiting - before)
+        self._asked.append(frame)
+        self._collect()
+
+    def _score(self) -> None:
+        before = self._saliency.rows.waiting
+        try:
+            rows = min(before, self.pipeline.encoder.rows)
+            with self.meter.work("compute_saliency", rows):
+                self._saliency.rows.run()
+        except Exception as exc:
+            self._restart(exc)
+            return
+        self.meter.wait("compute_saliency", self._saliency.rows.waiting - before)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Hand frames whose rows are all embedded to the CPU threads."""
+        try:
+            for answer in self._saliency.answers():
+                frame = self._asked.popleft()
+                self.inbox.begin()
+                self.meter.wait("refine_mask", 1)
+                self.pool.submit(self._refine, frame, to_numpy(answer))
+        except Exception as exc:
+            self._restart(exc)
+
+    def _restart(self, exc: Exception) -> None:
+        """A batch of rows failed: its frames, which share it, are done again one by one."""
+        frames = list(self._asked)
+        self.meter.wait("compute_saliency", -self._saliency.rows.waiting)
+        self._saliency.clear()
+        self._asked.clear()
+        self._one_by_one(frames, exc)
+
+    def _refine(self, frame: ZeroShotFrame, answer: tuple[np.ndarray, np.ndarray]) -> None:
+        """refine_mask and extract_boxes; on a CPU thread."""
+        self.meter.wait("refine_mask", -1)
+        try:
+            with self.meter.work("refine_mask"):
+                found = self.pipeline.refine(frame.rgb, frame.work.prompts, answer)
+                if self.keep_saliency:
+                    frame.saliency = {f.label: quantise(f.saliency) for f in found}
+                nothing = np.empty((0, 0), np.float32)
+                frame.found = [replace(f, saliency=nothing) for f in found]
+        except Exception as exc:
+            self.inbox.end(partial(self._fail, frame.work, exc))
+        else:
+            self.inbox.end(partial(self._take_refined, frame))
+
+    def _take_refined(self, frame: ZeroShotFrame) -> None:
+        for found in frame.found:
+            if not len(found.boxes):
+                frame.masks[found.label] = None
+        if len(frame.masks) == len(frame.found):
+            self._conclude(frame)
+        else:
+            self._boxed.append(frame)
+            self.meter.wait("segment_encode", 1)
+
+    def _encode_boxed(self) -> None:
+        count = min(len(self._boxed), self.pipeline.segmenter.batch)
+        frames = [self._boxed.popleft() for _ in range(count)]
+        self.meter.wait("segment_encode", -count)
+        try:
+            with self.meter.work("segment_encode", count):
+                embeddings = self.pipeline.segmenter.encode_image([f.rgb for f in frames])
+        except Exception as exc:
+            self._one_by_one(frames, exc)
+            return
+        for frame, embedding in zip(frames, embeddings, strict=True):
+            pairs = [(frame, found, embedding) for found in frame.found if len(found.boxes)]
+            self._pairs.extend(pairs)
+            self.meter.wait("segment_decode", len(pairs))
+
+    def _decode(self) -> None:
+        pairs = [self._pairs.popleft()]
+        boxes = len(pairs[0][1].boxes)
+        while self._pairs:
+            boxes += len(self._pairs[0][1].boxes)
+            if boxes > self.pipeline.segmenter.boxes:
+                break
+            pairs.append(self._pairs.popleft())
+        self.meter.wait("segment_decode", -len(pairs))
+        frames = list({id(frame): frame for frame, _, _ in pairs}.values())
+        try:
+            with self.meter.work("segment_decode", len(pairs)):
+                masks = self.pipeline.segmenter.segment(
+                    [embedding for _, _, embedding in pairs],
+                    [frame.rgb.shape[:2] for frame, _, _ in pairs],
+                    [found.boxes for _, found, _ in pairs],
+                )
+                for (frame, found, _), mask in zip(pairs, masks, strict=True):
+                    frame.masks[found.label] = mask
+        except Exception as exc:
+            kept = deque(pair for pair in self._pairs if pair[0] not in frames)
+            self.meter.wait("segment_decode", len(kept) - len(self._pairs))
+            self._pairs = kept
+            self._one_by_one(frames, exc)
+            return
+        for frame in frames:
+            if len(frame.masks) == len(frame.found):
+                self._conclude(frame)
+
+    def _conclude(self, frame: ZeroShotFrame) -> None:
+        self._keep(
+            frame,
+            {f.label: self.pipeline.conclude(f, frame.masks[f.label]) for f in frame.found},
+        )
+
+    def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
+        return self.pipeline.segment([frame.rgb], [frame.work.prompts])[0]

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from medclipsam.train.phantom_data import union_mask
 from medclipsam.train.phantoms import (
     LESIONS,
     MODALITIES,
@@ -161,10 +160,3 @@ def test_tables_agree():
         for target in both:
             assert re.search(WORDS[target], PROMPTS[target])
             assert re.search(NAMES[modality], PROMPTS[target])
-
-
-def test_the_union_of_masks():
-    phantom = make_phantom(3, "mri", ["tumor", "ventricles"], (60, 71))
-    union = union_mask(phantom.masks, (60, 71))
-    np.testing.assert_array_equal(union, phantom.masks["tumor"] | phantom.masks["ventricles"])
-    assert not union_mask({}, (4, 5)).any()

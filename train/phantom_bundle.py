@@ -15,12 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from medclipsam.engine.bundle import CLIP_FOLDER, SAM_FOLDER, WEIGHTS, write_description
-from medclipsam.engine.fit import normalise_rgb
+from medclipsam.engine.bundle import (
+    CLIP_FOLDER,
+    SAM_FOLDER,
+    WEIGHTS,
+    Bundle,
+    open_bundle,
+    write_description,
+)
 from medclipsam.engine.models import (
     CLIP_CONFIG,
     OPENAI_MEAN,
@@ -31,11 +36,15 @@ from medclipsam.engine.models import (
     build_clip,
     build_sam,
 )
-from medclipsam.train.clip import ClipTraining, train_clip
+from medclipsam.train.clip import ClipTraining
+from medclipsam.train.clip_run import BUNDLE, train_clip
+from medclipsam.train.pairs import Problems, read_pairs
 from medclipsam.train.phantom_calibration import calibrate_confidence, calibrate_presence
-from medclipsam.train.phantom_data import draw_phantoms, union_mask
+from medclipsam.train.phantom_pairs import IMAGES, MASKS, TABLE, write_phantom_pairs
 from medclipsam.train.phantoms import NULL_PROMPTS
-from medclipsam.train.sam import SamTraining, train_sam
+from medclipsam.train.ranks import Ranks
+from medclipsam.train.sam_bundle import fine_tune_sam
+from medclipsam.train.sam_training import SamTraining
 
 HELD_OUT = 1_000_000
 CLIP_IMAGES, SAM_IMAGES = 12_000, 3_000
@@ -52,6 +61,16 @@ SAM_CONFIG = SamConfig(
     decoder_heads=4,
     decoder_mlp=256,
 )
+
+PHANTOM_CLIP = ClipTraining(
+    epochs=15,
+    batch=64,
+    learning_rate=8e-4,
+    temperature=0.07,
+    augmentation="patches",
+    from_scratch=True,
+)
+PHANTOM_SAM = SamTraining(steps=1100, batch=12, learning_rate=8e-4, from_scratch=True)
 
 DEFAULTS = {
     "saliency": {"method": "contrastcam"},
@@ -104,67 +123,66 @@ def write_clip_description(folder: Path) -> None:
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train_phantom_clip(
-    folder: Path, training: ClipTraining, log: Callable[[str], None] = print
-) -> None:
-    """Fill ``folder`` with a trained CLIP: description, tokenizer, ``model.safetensors``."""
-    drawn = draw_phantoms(range(CLIP_IMAGES), 96, torch.get_num_threads())
-    write_clip_description(folder)
-    torch.manual_seed(training.seed)
-    clip = build_clip(folder)
-    tokens = clip.tokenizer(drawn.captions)
-    train_clip(
-        clip.model,
-        drawn.images,
-        np.stack([union_mask(masks, drawn.images.shape[1:]) for masks in drawn.masks]),
-        tokens,
-        lambda rgb: normalise_rgb(rgb, clip.mean, clip.std),
-        training,
-        log,
-    )
-    save_file(clip.model.state_dict(), folder / WEIGHTS)
-
-
-def train_phantom_sam(
-    folder: Path, training: SamTraining, log: Callable[[str], None] = print
-) -> None:
-    """Fill ``folder`` with the weights of a trained SAM of ``SAM_CONFIG``."""
-    side = SAM_CONFIG.image_size
-    drawn = draw_phantoms(range(SAM_IMAGES), side, torch.get_num_threads())
-    pairs = [(n, mask) for n, masks in enumerate(drawn.masks) for mask in masks.values()]
-    pairs = [(n, mask) for n, mask in pairs if mask.any()]
-    torch.manual_seed(training.seed)
-    sam = build_sam(SAM_CONFIG)
-    train_sam(
-        sam,
-        drawn.images,
-        np.stack([mask for _, mask in pairs]),
-        np.array([n for n, _ in pairs]),
-        training,
-        log,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(sam.state_dict(), folder / WEIGHTS)
+def write_start_bundle(folder: Path, seed: int) -> Bundle:
+    """Both architectures with random weights, to start from."""
+    write_clip_description(folder / CLIP_FOLDER)
+    torch.manual_seed(seed)
+    (folder / SAM_FOLDER).mkdir(exist_ok=True)
+    save_file(build_clip(folder / CLIP_FOLDER).model.state_dict(), folder / CLIP_FOLDER / WEIGHTS)
+    save_file(build_sam(SAM_CONFIG).state_dict(), folder / SAM_FOLDER / WEIGHTS)
+    describe_phantom_bundle(folder, {}, {})
+    return open_bundle(str(folder))
 
 
 def build_phantom_bundle(
     folder: Path,
-    clip: ClipTraining | None = None,
-    sam: SamTraining | None = None,
+    clip: ClipTraining = PHANTOM_CLIP,
+    sam: SamTraining = PHANTOM_SAM,
     log: Callable[[str], None] = print,
+    threads: int = 1,
 ) -> None:
-    """Train both models and write the whole bundle into ``folder``.
+    """Draw phantoms, train both models as ``train clip`` and ``train sam`` do, calibrate.
 
-    The same seed, machine and thread count give the same weights.
+    What was done lies in ``.NAME.training`` beside ``folder`` until that is complete: the same
+    call goes on from there. The same seed, machine and thread count give the same weights.
+
+    Args:
+        threads: processes that draw, threads that decode and compute.
     """
-    clip, sam = clip or ClipTraining(), sam or SamTraining()
-    train_phantom_clip(folder / CLIP_FOLDER, clip, log)
-    train_phantom_sam(folder / SAM_FOLDER, sam, log)
+    work = folder.absolute().with_name(f".{folder.name}.training")
+    trained = _train_clip(work, clip, log, threads)
+    scans = work / "scans"
+    if not (scans / TABLE).exists():
+        log(f"drawing {SAM_IMAGES} phantoms for SAM")
+        write_phantom_pairs(scans, range(SAM_IMAGES), threads)
+    if not (work / "sam").exists():
+        fine_tune_sam(
+            trained, scans / IMAGES, scans / MASKS, work / "sam", sam, log, threads=threads
+        )
+    for name in (CLIP_FOLDER, SAM_FOLDER):
+        shutil.copytree(work / "sam" / name, folder / name, dirs_exist_ok=True)
     training = {"clip": asdict(clip), "sam": asdict(sam)}
     calibrated: dict[str, Any] = {"presence": calibrate_presence(folder / CLIP_FOLDER)}
     describe_phantom_bundle(folder, training, calibrated)
-    calibrated["confidence"] = asdict(calibrate_confidence(folder))
+    calibrated["confidence"] = asdict(calibrate_confidence(folder, threads))
     describe_phantom_bundle(folder, training, calibrated)
+    shutil.rmtree(work)
+
+
+def _train_clip(
+    work: Path, training: ClipTraining, log: Callable[[str], None], threads: int
+) -> Bundle:
+    """The bundle with trained CLIP and random SAM."""
+    table = work / "pairs" / TABLE
+    if not table.exists():
+        log(f"drawing {CLIP_IMAGES} phantoms for CLIP")
+        write_phantom_pairs(table.parent, range(CLIP_IMAGES), threads)
+    if not (work / "clip" / BUNDLE).exists():
+        pairs = read_pairs(str(table), log=log, least=1, mask_column="spare")
+        start = write_start_bundle(work / "start", training.seed)
+        alone, problems = Ranks(0, 1, torch.device("cpu")), Problems(True, log)
+        train_clip(start, pairs, work / "clip", training, alone, problems, 0.0, threads, log=log)
+    return open_bundle(str(work / "clip" / BUNDLE))
 
 
 def describe_phantom_bundle(

@@ -64,14 +64,14 @@ def _encode(clip: Clip, texts: list[str]) -> torch.Tensor:
     return F.normalize(clip.model.encode_text(clip.tokenizer(texts)), dim=-1)  # type: ignore[operator]
 
 
-def calibrate_confidence(folder: Path) -> ConfidenceConfig:
+def calibrate_confidence(folder: Path, threads: int | None = None) -> ConfidenceConfig:
     """Logistic model of whether a mask reaches a DSC of 0.7, from the figures it comes with.
 
     Fitted on every mask that the bundle draws on the phantoms of ``CONFIDENCE``, of which
     each is asked for the two targets of its modality, together and alone. Where these masks
     are all good or all bad, nothing can be learned: the uncalibrated default.
     """
-    engine = Engine.open(str(folder), device="cpu")
+    engine = Engine.open(str(folder), device="cpu", threads=threads)
     drawn = [pair for seed in CONFIDENCE for pair in ask_phantom(engine, make_phantom(seed))]
     good = np.array([score >= GOOD for _, score in drawn])
     if good.all() or not good.any():

@@ -1,119 +1,161 @@
-"""Train a SAM-shaped model to turn box prompts into masks."""
+"""Train a SAM-shaped model to turn box prompts into masks, through kills.
+
+Refuses to know where images come from and what becomes of the weights.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from medclipsam.engine.backends.pytorch import decode_boxes
-from medclipsam.train.clip import warmup_cosine
+from medclipsam.engine.errors import ConfigError
+from medclipsam.train.checkpoint import Checkpoints
+from medclipsam.train.patients import split_groups
+from medclipsam.train.sam_boxes import jitter_boxes
+from medclipsam.train.sam_data import SamSamples
+from medclipsam.train.sam_encoder import embed_images, make_autocast, recomputed
+from medclipsam.train.sam_fitting import Fitting, Judged
+from medclipsam.train.sam_training import SamTraining
 
+__all__ = ["SamTraining", "jitter_boxes", "split_samples", "train_sam"]
 
-@dataclass(frozen=True)
-class SamTraining:
-    """How to train; boxes come from a detector that is often loose, so theirs do too."""
+CPU = torch.device("cpu")
+SPOKEN_EVERY = 50  # steps
 
-    steps: int = 1100
-    batch: int = 12
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.01
-    warmup: int = 50
-    shrink: float = 0.15
-    grow: float = 0.5
-    seed: int = 0
+Log = Callable[[str], None]
 
 
 def train_sam(
     sam: nn.Module,
-    images: np.ndarray,
-    masks: np.ndarray,
-    source: np.ndarray,
+    samples: SamSamples,
     training: SamTraining,
-    log: Callable[[str], None] = print,
-) -> None:
-    """Fit a ``segment_anything.modeling.Sam`` in place with Dice + cross-entropy.
+    folder: Path,
+    device: torch.device = CPU,
+    log: Log = print,
+) -> list[Judged]:
+    """Fit a ``segment_anything.modeling.Sam`` in place; it keeps the weights judged best.
 
-    The predicted IoU is regressed on the IoU of the mask itself.
+    The same weights, samples, settings, machine and thread count give the same bits, however
+    often the training was killed and called again in between.
 
     Args:
         sam: the model, with square input of side S.
-        images: uint8 (N, S, S) grey pictures.
-        masks: bool (M, S, S), none of them empty.
-        source: int (M,), the image that each mask belongs to.
-        training: see ``SamTraining``; ``shrink`` and ``grow`` bound the random shift of
-            each side of a box inwards and outwards, as a share of the box's side.
-        log: takes a line of progress every hundred steps.
+        folder: for checkpoints and the embeddings of a frozen encoder.
+        log: takes lines of progress.
+
+    Returns:
+        Every judgement, in order, that of the weights before the first step among them.
+
+    Raises:
+        ConfigError: ``folder`` holds another training; too few images; the loss is not finite.
+        OutputError: the disk is full.
     """
-    torch.manual_seed(training.seed)
-    rng = np.random.default_rng(training.seed)
-    optimizer = torch.optim.AdamW(
-        sam.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, training.warmup, training.steps)
-    )
-    sam.train()
-    started, recent = time.monotonic(), []
-    for step in range(training.steps):
-        chosen = rng.choice(len(masks), training.batch, replace=False)
-        pixels = torch.from_numpy(images[source[chosen]]).float()
-        pixels = pixels * torch.empty(len(pixels), 1, 1).uniform_(0.8, 1.2)
-        truth = torch.from_numpy(masks[chosen]).float()
-        boxes = jitter_boxes(rng, masks[chosen], training.shrink, training.grow)
-        logits, predicted_iou = forward_boxes(sam, pixels, torch.from_numpy(boxes))
-        loss, dice = mask_loss(logits, predicted_iou, truth)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        recent.append(dice)
-        if (step + 1) % 100 == 0:
-            took = time.monotonic() - started
-            log(f"sam step {step + 1}/{training.steps} dice {np.mean(recent):.4f} {took:.0f} s")
+    learn, judge = split_samples(samples, training)
+    identity = _identify(sam, samples, training, device)
+    checkpoints = Checkpoints(folder, identity, log)
+    found = checkpoints.load()
+    sam.to(device)
+    with _deterministic(device):
+        cache = None
+        if not training.trains_encoder:
+            log("the encoder is frozen: images are embedded once, their brightness does not vary")
+            made = {k: v for k, v in identity.items() if k != "training"}
+            made["precision"] = training.precision
+            autocast = make_autocast(device, training.precision)
+            cache = embed_images(sam, samples, autocast, folder, made, log)
+        fitting = Fitting(sam, samples, learn, judge, training, device, cache)
+        if found:
+            fitting.restore(found[1])
+            log(f"resuming after {found[0]} of {training.steps} steps")
+        with recomputed(sam) if training.recompute else nullcontext():
+            _run(fitting, found[0] if found else 0, checkpoints, log)
+        fitting.take_best()
+    return fitting.history
+
+
+def _run(fitting: Fitting, start: int, checkpoints: Checkpoints, log: Log) -> None:
+    training, began, recent = fitting.training, time.monotonic(), []
+    if len(fitting.judge) and not fitting.history:
+        _validate(fitting, 0, log)
+    for step in range(start, training.steps):
+        recent.append(fitting.step(step))
+        done = step + 1
+        last = done == training.steps
+        if done % SPOKEN_EVERY == 0 or last:
+            loss, dice = np.mean(recent, 0)
+            log(
+                f"sam step {done}/{training.steps} loss {loss:.4f} dice {dice:.4f} "
+                f"{time.monotonic() - began:.0f} s"
+            )
             recent = []
-    sam.eval()
+        judged = len(fitting.judge) and (done % training.validate_every == 0 or last)
+        if judged:
+            _validate(fitting, done, log)
+        if judged or last or done % training.save_every == 0:
+            checkpoints.save(done, fitting.state())
 
 
-def forward_boxes(sam: nn.Module, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """One box an image: (B, S, S) grey levels 0…255 and (B, 4) XYXY →
-    logits (B, S, S) and predicted IoU (B,)."""
-    side = pixels.shape[-1]
-    rgb = (pixels[:, None].expand(-1, 3, -1, -1) - sam.pixel_mean) / sam.pixel_std  # type: ignore[operator]
-    embeddings = sam.image_encoder(rgb)  # type: ignore[operator]
-    low, iou = decode_boxes(sam, embeddings, boxes)
-    logits = F.interpolate(low[:, None], (side, side), mode="bilinear", align_corners=False)
-    return logits[:, 0], iou
+def _validate(fitting: Fitting, done: int, log: Log) -> None:
+    found = fitting.validate(done)
+    log(f"validation after {done}: DSC {found.exact:.4f}, with jittered boxes {found.jittered:.4f}")
 
 
-def jitter_boxes(
-    rng: np.random.Generator, masks: np.ndarray, shrink: float, grow: float
-) -> np.ndarray:
-    """Bounding boxes of (B, S, S) masks with each side moved at random; float32 (B, 4) XYXY."""
-    boxes = np.empty((len(masks), 4), np.float32)
-    side = masks.shape[-1]
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-        x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        out = rng.uniform(-shrink, grow, 4) * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-        box[:] = np.clip([x0 - out[0], y0 - out[1], x1 + out[2], y1 + out[3]], 0, side)
-    return boxes
+def split_samples(samples: SamSamples, training: SamTraining) -> tuple[np.ndarray, np.ndarray]:
+    """Images to learn from and images to judge on, int64 (n,) each; groups are never torn.
+
+    Raises:
+        ConfigError: there is one group only.
+    """
+    count = len(samples.images)
+    if not training.val_share:
+        return np.arange(count), np.arange(0)
+    if len(set(samples.groups)) < 2:
+        raise ConfigError(
+            "a part of the images is to be judged on, but all are of one patient or equal; add "
+            "others, or set --val-share 0"
+        )
+    present = np.ones((count, 1), bool)
+    return split_groups(samples.groups, present, ["mask"], training.val_share, training.seed)
 
 
-def mask_loss(logits: Tensor, predicted_iou: Tensor, truth: Tensor) -> tuple[Tensor, float]:
-    """Dice + cross-entropy + squared error of the predicted IoU, and the mean Dice reached."""
-    probability = logits.sigmoid()
-    overlap = (probability * truth).sum((1, 2))
-    dice = (2 * overlap + 1) / (probability.sum((1, 2)) + truth.sum((1, 2)) + 1)
-    with torch.no_grad():
-        hard = (logits > 0).float()
-        both = (hard * truth).sum((1, 2))
-        iou = both / (hard.sum((1, 2)) + truth.sum((1, 2)) - both).clamp_min(1)
-    loss = (1 - dice).mean() + F.binary_cross_entropy_with_logits(logits, truth)
-    return loss + F.mse_loss(predicted_iou, iou), float(dice.detach().mean())
+def _identify(
+    sam: nn.Module, samples: SamSamples, training: SamTraining, device: torch.device
+) -> dict[str, Any]:
+    """What decides the result."""
+    weights = hashlib.sha256()
+    for name, tensor in sam.state_dict().items():
+        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    settings = {k: v for k, v in asdict(training).items() if k != "save_every"}
+    return {
+        "training": settings,
+        "images": len(samples.images),
+        "masks": len(samples.masks),
+        "data": samples.digest[:16],
+        "weights": weights.hexdigest()[:16],
+        "device": device.type,
+    }
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)

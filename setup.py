@@ -20,6 +20,6 @@ setup(
     package_dir={f"medclipsam.{folder}": folder for folder in FOLDERS},
     package_data={
         "medclipsam.engine": ["bundles/**/*", "page/*"],
-        "medclipsam.train": ["phantom_vocabulary.txt"],
+        "medclipsam.train": ["phantom_vocabulary.txt", "recipes/*.toml"],
     },
 )

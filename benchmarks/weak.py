@@ -1,0 +1,126 @@
+"""Whether a U-Net trained on zero-shot masks is better than these masks.
+
+    python -m medclipsam.benchmarks.weak
+
+Per modality: zero-shot masks of the lesion on phantoms to learn from, of which a quarter each
+shows the lesion, both targets, the other and none; a residual U-Net trained on these masks
+alone; then both judged on further phantoms that show the lesion, paired. True masks are used
+for judging only. Interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import torch
+
+from medclipsam.engine.collecting import Selection
+from medclipsam.engine.comparison import Difference, compare
+from medclipsam.engine.durable import write_durable
+from medclipsam.engine.engine import Engine
+from medclipsam.engine.evaluation import Evaluation, evaluate
+from medclipsam.engine.predictor import Predictor
+from medclipsam.engine.unet import UnetConfig, is_task_model
+from medclipsam.train.patients import PatientRule
+from medclipsam.train.phantoms import LESIONS, MODALITIES, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.run_masks import open_run_masks
+from medclipsam.train.unet import UnetTraining
+from medclipsam.train.unet_run import read_samples, train_task_model
+
+LEARN, TEST = 4_000_000, 4_500_000  # first seeds; none is trained on elsewhere
+CPU = torch.device("cpu")
+
+
+def write_scans(folder: Path, modality: str, first: int, kinds: list[tuple[str, ...]]) -> None:
+    """``images/`` and, of the lesion, ``truth/LESION/``; a phantom per entry of ``kinds``."""
+    lesion = LESIONS[modality]
+    for n, targets in enumerate(kinds):
+        phantom = make_phantom(first + n, modality, targets)
+        grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
+        _write(folder / "images" / f"{n:04d}.png", grey)
+        mask = phantom.masks.get(lesion, np.zeros(grey.shape, bool))
+        _write(folder / "truth" / lesion / f"{n:04d}.png", mask.astype(np.uint8) * 255)
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    write_durable(path, cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def measure(
+    modality: str, work: Path, learn: int, test: int, training: UnetTraining, engine: Engine
+) -> tuple[Evaluation, Evaluation]:
+    """Test figures of the U-Net and of zero-shot masks."""
+    a, b = TARGETS[modality]
+    write_scans(work / "learn", modality, LEARN, [((a,), (a, b), (b,), ())[n % 4]
+                for n in range(learn)])  # fmt: skip
+    write_scans(work / "test", modality, TEST, [((a,), (a, b))[n % 2] for n in range(test)])
+    prompts = {target: PROMPTS[target] for target in (a, b)}
+    for part in ("learn", "test"):
+        engine.run(work / part / "images", prompts, work / f"zero-{part}")
+    lesion, model = LESIONS[modality], work / "model"
+    if not is_task_model(model):
+        config = UnetConfig((lesion,), image_size=128, fit="squash")
+        with open_run_masks(
+            work / "zero-learn", (lesion,), Selection(), PatientRule({}, None), ""
+        ) as masks:
+            data = read_samples(masks, model, config, click.echo)
+        train_task_model(masks, data, model, config, training, CPU, click.echo)
+    predictor = Predictor.open(model, "cpu", threads=engine.threads)
+    predictor.run(work / "test" / "images", work / "unet-test")
+    truth = work / "test" / "truth"
+    found = [evaluate(work / name, truth) for name in ("unet-test", "zero-test")]
+    return found[0], found[1]
+
+
+@click.command()
+@click.option("--learn", default=120, show_default=True, help="Phantoms to learn from.")
+@click.option("--test", default=60, show_default=True, help="Phantoms to judge on.")
+@click.option("--epochs", default=UnetTraining.epochs, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--work", required=True, type=Path, help="Folder of scans, runs and models.")
+@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+def main(learn: int, test: int, epochs: int, threads: int, work: Path, out: Path) -> None:
+    """Writes weak.md and weak.json."""
+    engine = Engine.open("phantom", "cpu", threads=threads)
+    training = UnetTraining(epochs=epochs)
+    results: dict[str, Any] = {}
+    lines = [
+        f"Per modality {learn} phantoms to learn from, {test} to judge on, {epochs} epochs.\n",
+        "| phantoms | figure | zero-shot | U-Net | difference | p |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for modality in MODALITIES:
+        ours, theirs = measure(modality, work / modality, learn, test, training, engine)
+        rows = {row.figure: row for row in compare(ours, theirs).rows}
+        results[modality] = {figure: asdict(row) for figure, row in rows.items()}
+        lines += [_line(modality, rows[figure]) for figure in ("dice", "iou", "nsd")]
+        click.echo("\n".join(lines[-3:]))
+    facts = {
+        "command": f"python -m medclipsam.benchmarks.weak --learn {learn} --test {test} "
+        f"--epochs {epochs} --threads {threads} --work WORK",
+        "bundle": engine.bundle.digest,
+        "versions": {name: version(name) for name in ("medclipsam", "torch", "monai")},
+        "training": asdict(training),
+        "results": results,
+    }
+    text = json.dumps(facts, indent=2).replace("NaN", "null")
+    write_durable(out / "weak.json", f"{text}\n".encode())
+    write_durable(out / "weak.md", ("\n".join(lines) + "\n").encode())
+
+
+def _line(modality: str, row: Difference) -> str:
+    return (
+        f"| {modality} | {row.figure} | {row.second:.3f} | {row.first:.3f} "
+        f"| {row.difference.show(3, signed=True)} | {row.p:.2g} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

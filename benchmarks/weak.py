@@ -14,7 +14,6 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
 import cv2
@@ -25,7 +24,7 @@ from medclipsam.engine.collecting import Selection
 from medclipsam.engine.comparison import Difference, compare
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.evaluation import Evaluation, evaluate
+from medclipsam.engine.evaluation import Case, Evaluation, evaluate
 from medclipsam.engine.predictor import Predictor
 from medclipsam.engine.unet import UnetConfig, is_task_model
 from medclipsam.train.patients import PatientRule
@@ -90,34 +89,37 @@ def main(learn: int, test: int, epochs: int, threads: int, work: Path, out: Path
     """Writes weak.md and weak.json."""
     engine = Engine.open("phantom", "cpu", threads=threads)
     training = UnetTraining(epochs=epochs)
-    results: dict[str, Any] = {}
+    ours: list[Case] = []
+    theirs: list[Case] = []
+    for modality in MODALITIES:
+        unet, zero_shot = measure(modality, work / modality, learn, test, training, engine)
+        ours += unet.cases
+        theirs += zero_shot.cases
+    tolerance = unet.tolerance
+    found = compare(Evaluation(tuple(ours), tolerance), Evaluation(tuple(theirs), tolerance))
     lines = [
         f"Per modality {learn} phantoms to learn from, {test} to judge on, {epochs} epochs.\n",
-        "| phantoms | figure | zero-shot | U-Net | difference | p |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| lesion | figure | n | zero-shot | U-Net | difference | p |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(row) for row in found.rows if row.figure in ("dice", "iou", "nsd")),
     ]
-    for modality in MODALITIES:
-        ours, theirs = measure(modality, work / modality, learn, test, training, engine)
-        rows = {row.figure: row for row in compare(ours, theirs).rows}
-        results[modality] = {figure: asdict(row) for figure, row in rows.items()}
-        lines += [_line(modality, rows[figure]) for figure in ("dice", "iou", "nsd")]
-        click.echo("\n".join(lines[-3:]))
+    click.echo("\n".join(lines))
     facts = {
         "command": f"python -m medclipsam.benchmarks.weak --learn {learn} --test {test} "
         f"--epochs {epochs} --threads {threads} --work WORK",
         "bundle": engine.bundle.digest,
         "versions": {name: version(name) for name in ("medclipsam", "torch", "monai")},
         "training": asdict(training),
-        "results": results,
+        "results": [asdict(row) for row in found.rows],
     }
     text = json.dumps(facts, indent=2).replace("NaN", "null")
     write_durable(out / "weak.json", f"{text}\n".encode())
     write_durable(out / "weak.md", ("\n".join(lines) + "\n").encode())
 
 
-def _line(modality: str, row: Difference) -> str:
+def _line(row: Difference) -> str:
     return (
-        f"| {modality} | {row.figure} | {row.second:.3f} | {row.first:.3f} "
+        f"| {row.label} | {row.figure} | {row.n} | {row.second:.3f} | {row.first:.3f} "
         f"| {row.difference.show(3, signed=True)} | {row.p:.2g} |"
     )
 

@@ -40,6 +40,7 @@ COLUMNS = (
 )
 ABSENT = {
     "no-saliency": "no part of the image stands out for this prompt",
+    "below-threshold": "no pixel's probability exceeds the threshold",
     "no-component": "nothing that stands out is large enough for a box",
     "not-in-image": "the contrast with other prompts is too low",
     "empty-mask": "SAM found nothing inside the boxes",

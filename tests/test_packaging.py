@@ -40,6 +40,7 @@ def test_every_module_and_data_file_is_inside(wheel):
             if path.is_file():
                 assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
     assert "medclipsam/train/phantom_vocabulary.txt" in inside
+    assert "medclipsam/train/recipes/busi.toml" in inside
 
 
 def test_one_console_script(wheel):

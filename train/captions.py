@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-LEAST = 20  # characters of a caption that says something (MedCLIP-SAM, on MedPix)
+LEAST = 20  # characters of a caption that says something
 SPECIAL = re.compile(r"[^\w\s.,;:%()/+\-'\"<>=°µ²³]|_")
 
 
@@ -14,7 +14,6 @@ def clean_caption(text: str) -> str:
 
     Letters (of any script), digits and ``. , ; : % ( ) / + - ' " < > = ° µ ² ³`` stay; anything
     else becomes a space. Runs of white space, line breaks included, become one space, none
-    at either end (MedCLIP-SAM, section 3: special characters and surrounding spaces are removed;
-    captions of fewer than 20 characters are left out, which ``LEAST`` is for).
+    at either end.
     """
     return " ".join(SPECIAL.sub(" ", unicodedata.normalize("NFC", text)).split())

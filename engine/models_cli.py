@@ -41,13 +41,23 @@ def list_() -> None:
 def verify(name: str) -> None:
     """Check every file of a bundle by sha256, load its models, compare its exports with them.
 
+    NAME may also be the folder of a task model, which 'medclipsam train unet' wrote.
+
     \b
     medclipsam models verify phantom
     """
     from importlib import import_module
 
     from medclipsam.engine.bundle import open_bundle
+    from medclipsam.engine.unet import is_task_model, open_task_model
 
+    if is_task_model(name):
+        task = open_task_model(name)
+        click.echo(f"{task.name}: {', '.join(task.config.labels)}, weights as described")
+        task.net.eval()
+        if task.exports:
+            import_module("medclipsam.export.unet").verify_unet(task, click.echo)
+        return
     bundle = open_bundle(name)
     for model in (bundle.clip.model, bundle.sam):
         model.eval()

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medclipsam.engine.backends import open_device
 from medclipsam.engine.backends.session import load_runtime
+from medclipsam.engine.bundle import verify_file
 from medclipsam.engine.errors import BackendError, ConfigError
 from medclipsam.engine.unet import DESCRIPTION, TaskModel, open_task_model
 from medclipsam.engine.unet_graph import GRAPH, open_unet
@@ -25,6 +27,7 @@ from medclipsam.export.onnx import OPSET, finish, hash_files, trace, versions, w
 from medclipsam.export.parity import BATCHES, LIMITS, Parity, compare_segments
 from medclipsam.export.publish import put_export, start_export
 from medclipsam.export.report import write_report
+from medclipsam.export.scans import draw_scans
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -156,6 +159,27 @@ def measure_unet(
     compare_segments(parity, pairs, limits)
     log(f"masks: IoU {parity.mean_iou:.5f}, worst {parity.worst_iou:.5f} of {parity.masks}")
     return parity
+
+
+def verify_unet(model: TaskModel, log: Log) -> None:
+    """Hash every export of a task model and measure it once more, on synthetic pictures.
+
+    Raises:
+        BundleError: a file is missing or altered.
+        BackendError: an export no longer agrees with torch.
+    """
+    for precision, entry in model.exports.get("onnx", {}).items():
+        for path, digest in entry["files"].items():
+            verify_file(model.folder, path, digest, "export it again")
+        found = measure_unet(model, model, precision, draw_scans(), open_device(), lambda _: None)
+        error = found.graphs[GRAPH]["max_error"]
+        if found.failures and (found.masks or error > LIMITS[precision].error):
+            raise BackendError(
+                f"the onnx export of {model.folder} in {precision} no longer agrees with torch: "
+                f"{'; '.join(found.failures)}. Export it again"
+            )
+        masks = f"mask IoU {found.mean_iou:.5f}" if found.masks else "no masks on these pictures"
+        log(f"onnx in {precision}: files as described, largest error {error:.2g}, {masks}")
 
 
 def _explain(

@@ -176,3 +176,13 @@ def test_the_command(tmp_path):
         assert done.exit_code == 2 and f"{name} is for bundles" in done.output
     done = export("--to", "tensorrt")
     assert done.exit_code == 1 and "exported to onnx" in done.output
+
+
+def test_verify_repeats_the_figures(copy):
+    done = CliRunner().invoke(main, ["models", "verify", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert "onnx in fp32: files as described, largest error" in done.output
+    path = copy / "onnx" / "fp32" / "unet.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = CliRunner().invoke(main, ["models", "verify", str(copy)])
+    assert done.exit_code == 1 and "export it again" in done.output

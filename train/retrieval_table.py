@@ -13,7 +13,7 @@ from medclipsam.engine.interval import Interval
 from medclipsam.engine.scoretable import show_p, without_nan
 from medclipsam.train.retrieval import DIRECTIONS, TOPS, Gain, Retrieval, Retrievals, compare
 
-ARROWS = {"image_to_text": "image→text", "text_to_image": "text→image"}
+ARROWS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 GAIN_HEADS = ("bundle", "direction", "top", "difference", "better", "worse", "p")
 
 
@@ -21,7 +21,8 @@ def caption(found: Retrievals, pool: int | None) -> str:
     """What the numbers of the table are."""
     among = f"among {pool} drawn at random (mean over all draws)" if pool else "among all"
     return (
-        f"percent of queries that find a partner, {among}, with 95 % bootstrap interval; "
+        "percent of images (I→T) and of captions (T→I) that find a partner, "
+        f"{among}, with 95 % bootstrap interval; "
         f"{found.images} images, {found.texts} captions, {found.pairs} pairs; ties count against"
     )
 

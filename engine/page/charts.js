@@ -21,9 +21,12 @@ function valuesOf(rows, name) {
   return rows.map((row) => figureOf(row, name)).filter((value) => value !== null);
 }
 
-/** Make the charts; `pick(low, high)` is called for a bar of confidence. Returns `show(rows)`. */
+/** Make the charts; `pick(low, high)` is called for a bar of confidence. Returns `show(rows)`.
+    A figure that no mask of this run has, such as a task model's agreement, has no chart. */
 function makeCharts(parent, rows, pick) {
-  const charts = CHARTS.map((chart) => {
+  const masks = valuesOf(rows, "confidence").length;
+  const known = CHARTS.filter((chart) => !masks || valuesOf(rows, chart.name).length);
+  const charts = known.map((chart) => {
     const section = make("section", "histogram"), bars = make("div", "bars"), axis = make("div", "axis");
     const top = chart.top(valuesOf(rows, chart.name));
     section.append(make("h3", "", chart.title), bars, axis);

@@ -325,6 +325,21 @@ def test_from_scratch_and_pairs_to_validate_on(table, tiny_bundle_folder, tmp_pa
     assert 0 <= history[0]["top-1"] <= history[0]["top-5"] <= 1
 
 
+def test_without_validation_the_last_weights_are_kept(tiny_bundle_folder, table, tmp_path):
+    seen = []
+
+    class Watched(clip_module.ClipTrainer):
+        def run(self, watcher, start=0):
+            done = super().run(watcher, start)
+            seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+            return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medclipsam.train.clip_run.ClipTrainer", Watched)
+        made = fit(tiny_bundle_folder, table, tmp_path / "t", validation=0.0)
+    assert_equal(weights(made), seen[0])
+
+
 @pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(whole, tiny_bundle_folder, table, tmp_path):
     words = command(table, tmp_path / "t", tiny_bundle_folder, "--augmentation", "none")

@@ -74,7 +74,7 @@ class Record:
     def epoch(self, step: int, epoch: int, trainer: ClipTrainer) -> None:
         if not trainer.ranks.first:
             return
-        best = max((entry["top-1"] for entry in self.history), default=-1.0)
+        best = max((entry.get("top-1", -1.0) for entry in self.history), default=-1.0)
         figures = {} if self.validation is None else judge(trainer, self.validation)
         self.history.append({"epoch": epoch, "step": step, **figures})
         self._write(step, figures)

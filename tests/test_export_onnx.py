@@ -10,7 +10,6 @@ from exporting import inputs_of, model_of, phantom, run_plain, spec_of, torch_ou
 
 from medclipsam.engine.backends.session import open_session
 from medclipsam.engine.exports import GRAPHS
-from medclipsam.engine.models import SAM_PRESETS
 from medclipsam.export import onnx as exporter
 from medclipsam.export.emulation import emulate
 from medclipsam.export.graphs import add_positions, make_spec
@@ -108,12 +107,3 @@ def test_full_size_biomedclip(name, tmp_path):
     for rows in (1, 2, 3):
         inputs = random_inputs(spec, rows)
         assert_close(run_plain(path, spec, inputs), torch_outputs(spec, inputs), 1e-3)
-
-
-@pytest.mark.slow
-def test_full_size_sam_encoder(tmp_path):
-    bundle = with_sam(SAM_PRESETS["vit_b"])
-    spec = make_spec(bundle, "sam_encoder")
-    (path,) = write_model(build_model(bundle, "sam_encoder"), tmp_path / "graph.onnx")
-    inputs = inputs_of(spec, 1)  # more rows take 12 GiB: see benchmarks/export.py
-    assert_close(run_plain(path, spec, inputs), torch_outputs(spec, inputs), 1e-3)

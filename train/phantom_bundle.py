@@ -149,6 +149,7 @@ def build_phantom_bundle(
     Args:
         threads: processes that draw, threads that decode and compute.
     """
+    torch.set_num_threads(threads)
     work = folder.absolute().with_name(f".{folder.name}.training")
     trained = _train_clip(work, clip, log, threads)
     scans = work / "scans"

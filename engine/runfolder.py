@@ -28,6 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from medclipsam.engine.differences import differences
 from medclipsam.engine.durable import (
     PREFIX,
     durable_file,
@@ -157,10 +158,10 @@ class RunFolder:
             before = json.loads((self.path / FINGERPRINT).read_text("utf-8"))
         except (OSError, ValueError) as exc:
             raise ConfigError(f"{self.path / FINGERPRINT} cannot be read: {exc}") from exc
-        differences = list(_differences(before, json.loads(_json(fingerprint)), ""))
-        if differences:
+        changed = list(differences(before, json.loads(_json(fingerprint))))
+        if changed:
             raise ConfigError(
-                f"{self.path} holds another run, with different {'; '.join(differences[:4])}. "
+                f"{self.path} holds another run, with different {'; '.join(changed[:4])}. "
                 "Choose another folder with -o, or repeat that run's settings to resume it"
             )
 
@@ -205,20 +206,6 @@ def versions() -> dict[str, str]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _differences(before: Any, now: Any, name: str) -> Iterable[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(before.get(key), now.get(key), inner)
-    elif before != now:
-        yield f"{name} ({_short(before)} there, {_short(now)} now)"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def write_manifest(folder: RunFolder, outcomes: Iterable[Outcome]) -> None:

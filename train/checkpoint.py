@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from medclipsam.engine.differences import differences
 from medclipsam.engine.durable import durable_file, make_folder, remove_unfinished
 from medclipsam.engine.errors import ConfigError, OutputError
 
@@ -93,10 +94,10 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
 
     def _compare(self, before: dict[str, Any]) -> None:
-        differences = list(_differences(before, self._identity, ""))
-        if differences:
-            more = len(differences) - NAMED
-            named = "; ".join(differences[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+        changed = list(differences(before, self._identity))
+        if changed:
+            more = len(changed) - NAMED
+            named = "; ".join(changed[:NAMED]) + (f"; and {more} more" if more > 0 else "")
             raise ConfigError(
                 f"{self.folder} holds another training, with different {named}. Repeat its "
                 "settings to resume it, choose another folder with -o, or remove this one"
@@ -122,17 +123,3 @@ def hold(folder: Path) -> Iterator[None]:
         except OSError as exc:
             raise ConfigError(f"a training is going on in {folder}; wait or stop it") from exc
         yield
-
-
-def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(before.get(key), now.get(key), inner)
-    elif before != now:
-        yield f"{name} ({_short(before)} there, {_short(now)} now)"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

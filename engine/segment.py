@@ -83,27 +83,14 @@ class Segmenter:
         return out
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) → normalised (3, S, S), zeros below and right of the image.
-
-        The resampling is that of ``segment_anything``'s ``ResizeLongestSide``.
-        """
-        from torchvision.transforms.functional import resize, to_pil_image
-
-        height, width = self.inner_size(rgb.shape[:2])
-        resized = np.asarray(resize(to_pil_image(np.ascontiguousarray(rgb)), [height, width]))
+        """uint8 (H, W, 3) → normalised (3, S, S), zeros below and right of the image."""
+        resized = resize_image(rgb, self.config)
+        height, width = resized.shape[:2]
         pixels = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
         mean = torch.tensor(self.config.pixel_mean)[:, None, None]
         std = torch.tensor(self.config.pixel_std)[:, None, None]
         side = self.config.image_size
         return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
-
-    def inner_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(h, w) of an (H, W) image inside the square input."""
-        side = self.config.image_size
-        if self.config.fit == "squash":
-            return side, side
-        scale = side / max(shape[0], shape[1])
-        return max(1, int(shape[0] * scale + 0.5)), max(1, int(shape[1] * scale + 0.5))
 
     def segment(
         self,
@@ -140,7 +127,7 @@ class Segmenter:
 
     def _to_input(self, boxes: np.ndarray, shape: tuple[int, int]) -> Tensor:
         """(K, 4) source boxes → float32 boxes in pixels of the square input."""
-        height, width = self.inner_size(shape)
+        height, width = inner_size(shape, self.config)
         factors = np.array([width / shape[1], height / shape[0]] * 2)
         return torch.from_numpy((boxes * factors).astype(np.float32))
 
@@ -171,7 +158,27 @@ class Segmenter:
     def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """(K, g, g) low-resolution logits → (K, H, W), as ``Sam.postprocess_masks`` does."""
         side = self.config.image_size
-        height, width = self.inner_size(shape)
+        height, width = inner_size(shape, self.config)
         large = F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
         inner = large[..., :height, :width]
         return F.interpolate(inner, shape, mode="bilinear", align_corners=False)[:, 0]
+
+
+def inner_size(shape: tuple[int, ...], config: SamConfig) -> tuple[int, int]:
+    """(h, w) of an (H, W) image inside the square input."""
+    side = config.image_size
+    if config.fit == "squash":
+        return side, side
+    scale = side / max(shape[0], shape[1])
+    return max(1, int(shape[0] * scale + 0.5)), max(1, int(shape[1] * scale + 0.5))
+
+
+def resize_image(rgb: np.ndarray, config: SamConfig) -> np.ndarray:
+    """uint8 (H, W, 3) → uint8 (h, w, 3), of the size that it has inside the square input.
+
+    The resampling is that of ``segment_anything``'s ``ResizeLongestSide``.
+    """
+    from torchvision.transforms.functional import resize, to_pil_image
+
+    size = list(inner_size(rgb.shape[:2], config))
+    return np.asarray(resize(to_pil_image(np.ascontiguousarray(rgb)), size))

@@ -10,7 +10,7 @@ from medclipsam.engine.backends.pytorch import encode_image
 from medclipsam.engine.bundle import open_bundle
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.models import SamConfig, build_sam
-from medclipsam.engine.segment import Segmenter
+from medclipsam.engine.segment import Segmenter, inner_size
 from medclipsam.train import sam_fitting
 from medclipsam.train.phantoms import make_phantom
 from medclipsam.train.sam import SamTraining, split_samples, train_sam
@@ -19,7 +19,6 @@ from medclipsam.train.sam_data import (
     SamSamples,
     fit_mask,
     prepare_image,
-    raw_frame,
     square_samples,
 )
 from medclipsam.train.sam_encoder import embed_images, inside_image, make_autocast, to_input
@@ -77,11 +76,11 @@ def drawn():
 @pytest.fixture(scope="module")
 def padded():
     """Colour images of several shapes, two masks each."""
-    rng, frame = np.random.default_rng(0), raw_frame(TINY)
+    rng = np.random.default_rng(0)
     images, inner, masks = [], [], []
     for shape in [(50, 80), (100, 40), (64, 64), (31, 200)]:
-        images.append(prepare_image(frame, rng.integers(0, 256, (*shape, 3), np.uint8)))
-        inner.append(frame.inner_size(shape))
+        images.append(prepare_image(rng.integers(0, 256, (*shape, 3), np.uint8), TINY))
+        inner.append(inner_size(shape, TINY))
         for part in (0.2, 0.6):
             mask = np.zeros(shape, bool)
             top, left = int(part * shape[0]), int(part * shape[1])
@@ -141,10 +140,9 @@ def test_padding_has_no_say():
 def test_images_enter_as_they_do_in_the_engine(fit, shape):
     config = replace(TINY, fit=fit)
     rgb = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
-    frame = raw_frame(config)
     samples = SamSamples(
-        prepare_image(frame, rgb)[None],
-        np.array([frame.inner_size(shape)]),
+        prepare_image(rgb, config)[None],
+        np.array([inner_size(shape, config)]),
         np.ones((1, 64, 64), bool),
         np.zeros(1, np.int64),
         ["a"],
@@ -162,7 +160,7 @@ def test_grey_images_enter_as_their_colour_would(drawn):
 @pytest.mark.parametrize("shape", [(50, 80), (97, 33), (20, 20)])
 def test_masks_are_brought_to_the_frame_by_their_nearest_pixel(shape):
     mask = np.random.default_rng(3).random(shape) < 0.5
-    h, w = raw_frame(TINY).inner_size(shape)
+    h, w = inner_size(shape, TINY)
     found = fit_mask(mask, (h, w), 64)
     rows = ((np.arange(h) + 0.5) * shape[0] / h).astype(int)
     columns = ((np.arange(w) + 0.5) * shape[1] / w).astype(int)

@@ -10,21 +10,19 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from medclipsam.engine.archive import Decoders, Entry
 from medclipsam.engine.boxes import BoxConfig
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.models import SamConfig
 from medclipsam.engine.outputs import read_mask
-from medclipsam.engine.segment import Segmenter
+from medclipsam.engine.segment import inner_size, resize_image
 from medclipsam.train.pairs import Problems
 from medclipsam.train.patients import PatientRule, join_groups
 from medclipsam.train.sam_cases import Case
@@ -102,7 +100,7 @@ def gather_samples(
     source: list[int] = []
     owners: list[tuple[str, str]] = []
     with Decoders(threads) as decoders:
-        work = partial(_read_case, decoders, raw_frame(config), components, rule)
+        work = partial(_read_case, decoders, config, components, rule)
         for case, read in _in_order(work, cases, threads):
             for kind, what in read.problems:
                 problems.add(kind, case.item.id, what)
@@ -161,7 +159,7 @@ def _in_order(
 
 
 def _read_case(
-    decoders: Decoders, frame: Segmenter, components: bool, rule: PatientRule, case: Case
+    decoders: Decoders, config: SamConfig, components: bool, rule: PatientRule, case: Case
 ) -> _Read:
     entry = Entry(case.item, files=(case.image,))
     try:
@@ -176,12 +174,12 @@ def _read_case(
         except InputError as exc:
             problems.append(("unreadable mask", f"{path}: {exc}"))
             continue
-        counts = [_add_masks(found[n], plane, frame, components) for n, plane in enumerate(planes)]
+        counts = [_add_masks(found[n], plane, config, components) for n, plane in enumerate(planes)]
         if not any(counts):
             notes.append(("empty mask", f"{path} of {label or 'its label'} has nothing to learn"))
     patient, _ = rule.find(case.item.id, entry, None)
     frames = [
-        _Frame(prepare_image(frame, rgb), frame.inner_size(rgb.shape[:2]), masks)
+        _Frame(prepare_image(rgb, config), inner_size(rgb.shape[:2], config), masks)
         for rgb, masks in zip(decoded.frames, found, strict=True)
         if masks
     ]
@@ -203,13 +201,13 @@ def _read_planes(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _add_masks(
-    found: list[np.ndarray], mask: np.ndarray, frame: Segmenter, components: bool
+    found: list[np.ndarray], mask: np.ndarray, config: SamConfig, components: bool
 ) -> int:
     """Add the mask, or its components, in SAM's frame to ``found``; returns how many."""
     if not mask.any():
         return 0
-    height, width = frame.inner_size(mask.shape)
-    square = fit_mask(mask, (height, width), frame.config.image_size)
+    height, width = inner_size(mask.shape, config)
+    square = fit_mask(mask, (height, width), config.image_size)
     smallest = max(1, round(BoxConfig().min_area * height * width)) if components else 1
     parts = list(_split(square, smallest)) if components else [square] * bool(square.any())
     found += parts
@@ -224,19 +222,12 @@ def _split(mask: np.ndarray, smallest: int) -> Iterator[np.ndarray]:
             yield numbers == number
 
 
-def raw_frame(config: SamConfig) -> Segmenter:
-    """The engine's way into the square, with pixels left at 0…255; it has no graphs."""
-    plain = replace(config, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
-    return Segmenter(_no_graph, _no_graph, plain, torch.device("cpu"), 1, 1)
-
-
-def _no_graph(*_: Any) -> Any:
-    raise NotImplementedError("this segmenter only prepares images")
-
-
-def prepare_image(frame: Segmenter, rgb: np.ndarray) -> np.ndarray:
+def prepare_image(rgb: np.ndarray, config: SamConfig) -> np.ndarray:
     """uint8 (H, W, 3) → uint8 (S, S, 3), 0 below and right of the image."""
-    return frame.prepare(rgb).permute(1, 2, 0).numpy().astype(np.uint8)
+    square = np.zeros((config.image_size, config.image_size, 3), np.uint8)
+    resized = resize_image(rgb, config)
+    square[: resized.shape[0], : resized.shape[1]] = resized
+    return square
 
 
 def fit_mask(mask: np.ndarray, inner: tuple[int, int], side: int) -> np.ndarray:

@@ -41,8 +41,8 @@ from medclipsam.train.retrieval import DIRECTIONS, retrieve
 
 START, TUNE, TEST, SEGMENT = 5_000_000, 5_200_000, 5_400_000, 5_600_000  # first seeds
 CPU = torch.device("cpu")
-FIGURES = ("image_to_text top-1", "image_to_text top-2", "text_to_image top-1",
-           "text_to_image top-2", "DSC")  # fmt: skip
+TOPS = (1, 10)
+FIGURES = (*(f"{direction} top-{top}" for direction in DIRECTIONS for top in TOPS), "DSC")
 
 
 def phantom_pairs(folder: Path, first: int, count: int, threads: int) -> PairList:
@@ -72,7 +72,7 @@ def judge(bundle: Bundle, pairs: PairList, segmented: int, threads: int) -> dict
     figures = {
         f"{direction} top-{top}": model.share(direction, top).mean
         for direction in DIRECTIONS
-        for top in (1, 2)
+        for top in TOPS
     }
     engine = Engine.open(str(bundle.folder), "cpu", threads=threads)
     scores = [segment(engine, n) for n in range(segmented)]

@@ -273,6 +273,8 @@ def report_facts(
     """What the report's head says of a run."""
     if isinstance(prompts, PromptTable):
         wanted: object = f"per item, from {prompts.source.name}"
+    elif all(texts == (label,) for label, texts in prompts.texts.items()):
+        wanted = list(prompts.labels)  # said once
     else:
         wanted = {label: " | ".join(texts) for label, texts in prompts.texts.items()}
     facts = {

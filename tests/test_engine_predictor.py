@@ -253,7 +253,10 @@ def test_the_command_line_from_images_to_data_sets(task, archive, tmp_path):
     assert "10 items:" in done.output and "compute_saliency" in done.output
     assert (out / "_SUCCESS").exists() and (out / "coco.json").exists()
     assert {o.label for o in rows(out)} == {"mass", "cyst"}
-    assert open_task_model(task).digest[:12] in (out / "report" / "data.js").read_text()
+    report = (out / "report" / "data.js").read_text()
+    assert open_task_model(task).digest[:12] in report
+    head = json.loads(report.removeprefix("window.medclipsam = ").removesuffix(";\n"))
+    assert dict(head["facts"])["prompts"] == ["mass", "cyst"]  # labels and texts at once
     status = invoke("status", out)
     assert "finished: 10 of 10 items" in status.output and "unreadable: 1" in status.output
     collected = invoke("collect", out, "--to", "nnunet")

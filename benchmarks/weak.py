@@ -2,10 +2,10 @@
 
     python -m medclipsam.benchmarks.weak
 
-Per modality: zero-shot masks of the lesion on phantoms to learn from, of which a quarter each
-shows the lesion, both targets, the other and none; a residual U-Net trained on these masks
-alone; then both judged on further phantoms that show the lesion, paired. True masks are used
-for judging only. Interrupted, it goes on where it stopped.
+Per saliency method and modality: zero-shot masks of the lesion on phantoms to learn from, of
+which a quarter each shows the lesion, both targets, the other and none; a residual U-Net trained
+on these masks alone; then both judged on further phantoms that show the lesion, paired. True
+masks are used for judging only. Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from medclipsam.engine.collecting import Selection
-from medclipsam.engine.comparison import Difference, compare
+from medclipsam.engine.comparison import Comparison, Difference, compare
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation import Case, Evaluation, evaluate
@@ -53,16 +53,12 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 
 
 def measure(
-    modality: str, work: Path, learn: int, test: int, training: UnetTraining, engine: Engine
+    modality: str, scans: Path, work: Path, training: UnetTraining, engine: Engine
 ) -> tuple[Evaluation, Evaluation]:
     """Test figures of the U-Net and of zero-shot masks."""
-    a, b = TARGETS[modality]
-    write_scans(work / "learn", modality, LEARN, [((a,), (a, b), (b,), ())[n % 4]
-                for n in range(learn)])  # fmt: skip
-    write_scans(work / "test", modality, TEST, [((a,), (a, b))[n % 2] for n in range(test)])
-    prompts = {target: PROMPTS[target] for target in (a, b)}
+    prompts = {target: PROMPTS[target] for target in TARGETS[modality]}
     for part in ("learn", "test"):
-        engine.run(work / part / "images", prompts, work / f"zero-{part}")
+        engine.run(scans / part / "images", prompts, work / f"zero-{part}")
     lesion, model = LESIONS[modality], work / "model"
     if not is_task_model(model):
         config = UnetConfig((lesion,), image_size=128, fit="squash")
@@ -72,54 +68,77 @@ def measure(
             data = read_samples(masks, model, config, click.echo)
         train_task_model(masks, data, model, config, training, CPU, click.echo)
     predictor = Predictor.open(model, "cpu", threads=engine.threads)
-    predictor.run(work / "test" / "images", work / "unet-test")
-    truth = work / "test" / "truth"
+    predictor.run(scans / "test" / "images", work / "unet-test")
+    truth = scans / "test" / "truth"
     found = [evaluate(work / name, truth) for name in ("unet-test", "zero-test")]
     return found[0], found[1]
+
+
+def measure_all(work: Path, training: UnetTraining, engine: Engine) -> Comparison:
+    """The U-Net's figures beside those of zero-shot masks, over all modalities."""
+    ours: list[Case] = []
+    theirs: list[Case] = []
+    for modality in MODALITIES:
+        out = work / engine.config.saliency.method / modality
+        unet, zero_shot = measure(modality, work / modality, out, training, engine)
+        ours += unet.cases
+        theirs += zero_shot.cases
+    tolerance = unet.tolerance
+    return compare(Evaluation(tuple(ours), tolerance), Evaluation(tuple(theirs), tolerance))
 
 
 @click.command()
 @click.option("--learn", default=120, show_default=True, help="Phantoms to learn from.")
 @click.option("--test", default=60, show_default=True, help="Phantoms to judge on.")
 @click.option("--epochs", default=UnetTraining.epochs, show_default=True)
+@click.option("--methods", default="contrastcam,gscorecam", show_default=True, help="Saliency.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--work", required=True, type=Path, help="Folder of scans, runs and models.")
 @click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
-def main(learn: int, test: int, epochs: int, threads: int, work: Path, out: Path) -> None:
+def main(
+    learn: int, test: int, epochs: int, methods: str, threads: int, work: Path, out: Path
+) -> None:
     """Writes weak.md and weak.json."""
-    engine = Engine.open("phantom", "cpu", threads=threads)
     training = UnetTraining(epochs=epochs)
-    ours: list[Case] = []
-    theirs: list[Case] = []
     for modality in MODALITIES:
-        unet, zero_shot = measure(modality, work / modality, learn, test, training, engine)
-        ours += unet.cases
-        theirs += zero_shot.cases
-    tolerance = unet.tolerance
-    found = compare(Evaluation(tuple(ours), tolerance), Evaluation(tuple(theirs), tolerance))
+        a, b = TARGETS[modality]
+        kinds: list[tuple[str, ...]] = [(a,), (a, b), (b,), ()]
+        scans = work / modality
+        write_scans(scans / "learn", modality, LEARN, [kinds[n % 4] for n in range(learn)])
+        write_scans(scans / "test", modality, TEST, [kinds[n % 2] for n in range(test)])
+    found = {}
+    for method in methods.split(","):
+        settings = {"saliency": {"method": method}}
+        engine = Engine.open("phantom", "cpu", settings=settings, threads=threads)
+        found[method] = measure_all(work, training, engine)
     lines = [
         f"Per modality {learn} phantoms to learn from, {test} to judge on, {epochs} epochs.\n",
-        "| lesion | figure | n | zero-shot | U-Net | difference | p |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *(_line(row) for row in found.rows if row.figure in ("dice", "iou", "nsd")),
+        "| saliency | lesion | figure | n | zero-shot | U-Net | difference | p |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            _line(method, row)
+            for method, comparison in found.items()
+            for row in comparison.rows
+            if row.figure in ("dice", "iou", "nsd")
+        ),
     ]
     click.echo("\n".join(lines))
     facts = {
         "command": f"python -m medclipsam.benchmarks.weak --learn {learn} --test {test} "
-        f"--epochs {epochs} --threads {threads} --work WORK",
+        f"--epochs {epochs} --methods {methods} --threads {threads} --work WORK",
         "bundle": engine.bundle.digest,
         "versions": {name: version(name) for name in ("medclipsam", "torch", "monai")},
         "training": asdict(training),
-        "results": [asdict(row) for row in found.rows],
+        "results": {name: [asdict(row) for row in each.rows] for name, each in found.items()},
     }
     text = json.dumps(facts, indent=2).replace("NaN", "null")
     write_durable(out / "weak.json", f"{text}\n".encode())
     write_durable(out / "weak.md", ("\n".join(lines) + "\n").encode())
 
 
-def _line(row: Difference) -> str:
+def _line(method: str, row: Difference) -> str:
     return (
-        f"| {row.label} | {row.figure} | {row.n} | {row.second:.3f} | {row.first:.3f} "
+        f"| {method} | {row.label} | {row.figure} | {row.n} | {row.second:.3f} | {row.first:.3f} "
         f"| {row.difference.show(3, signed=True)} | {row.p:.2g} |"
     )
 

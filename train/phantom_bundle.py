@@ -165,6 +165,7 @@ def build_phantom_bundle(
     training = {"clip": asdict(clip), "sam": asdict(sam)}
     calibrated: dict[str, Any] = {"presence": calibrate_presence(folder / CLIP_FOLDER)}
     describe_phantom_bundle(folder, training, calibrated)
+    log("calibrating the confidence, about a quarter of an hour")
     calibrated["confidence"] = asdict(calibrate_confidence(folder, threads))
     describe_phantom_bundle(folder, training, calibrated)
     shutil.rmtree(work)

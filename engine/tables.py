@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_table(path: Path, on_bad_row: OnBadRow | None = None) -> Table:
             return parquet.read_table(path).to_pydict()
         if suffix in (".csv", ".tsv"):
             return _read_text(path, "\t" if suffix == ".tsv" else ",", on_bad_row)
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as exc:
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read the table {path}: {exc}") from exc
     raise ConfigError(f"{path} is neither .csv, .tsv nor .parquet")
 
@@ -43,11 +43,11 @@ def read_table(path: Path, on_bad_row: OnBadRow | None = None) -> Table:
 def _read_text(path: Path, separator: str, on_bad_row: OnBadRow | None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=separator, strict=True)  # an open quote is an error
-        names = [name.strip() for name in next(rows, [])]
+        names = [name.strip() for name in next(_complete(rows, path), [])]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"the first row of {path} must name its columns, got {names}")
         columns: Table = {name: [] for name in names}
-        for number, row in enumerate(filter(None, rows), start=1):
+        for number, row in enumerate(filter(None, _complete(rows, path)), start=1):
             if len(row) != len(names):
                 what = f"expected {len(names)} cells, got {len(row)}"
                 if on_bad_row is None:
@@ -57,3 +57,17 @@ def _read_text(path: Path, separator: str, on_bad_row: OnBadRow | None) -> Table
             for name, cell in zip(names, row, strict=True):
                 columns[name].append(cell or None)
     return columns
+
+
+def _complete(rows: Any, path: Path) -> Iterator[list[str]]:
+    """The rows that a ``csv.reader`` finds; the error names the line in which a row goes wrong."""
+    begin = rows.line_num + 1
+    try:
+        for row in rows:
+            yield row
+            begin = rows.line_num + 1
+    except csv.Error as exc:
+        raise ConfigError(
+            f"cannot read the table {path}: {exc}, in the row that begins in line {begin}; "
+            "look for a quote that is not closed or not doubled"
+        ) from exc

@@ -187,9 +187,9 @@ def test_sources_that_are_none(folder, name, text, sentence):
 
 
 def test_a_table_that_is_cut_is_named(folder):
-    path = table(folder, 'a,b\n1,"2\n')
-    with pytest.raises(ConfigError, match=r"cannot read the table .*unexpected end"):
-        read_table(path)
+    for text, line in (('a,b\n1,"2\n', 2), ('a,b\n1,"2\n2"\n\n3,"4\n5,6\n', 5), ('a,"b', 1)):
+        with pytest.raises(ConfigError, match=rf"unexpected end .*line {line}; look for a quote"):
+            read_table(table(folder, text))
     with pytest.raises(ConfigError, match="row 1: expected 2 cells, got 1"):
         read_table(table(folder, "a,b\n1\n"))
     with pytest.raises(ConfigError, match="must name its columns"):

@@ -15,8 +15,10 @@ import time
 import pytest
 from PIL import Image
 
+from medclipsam.engine.evaluation import Case, Evaluation
 from medclipsam.engine.report import preview_path, write_report
 from medclipsam.engine.review import read_review
+from medclipsam.engine.scoretable import to_json
 from medclipsam.engine.types import Outcome
 
 CHROME = next(
@@ -277,6 +279,21 @@ def test_the_head_tells_of_the_run_and_leaves_out_what_is_empty(browser, tmp_pat
     assert [line.split() for line in told] == [
         *(["name", "trial"], ["device", "cpu"], ["versions", "numpy", "2.0"], ["items", "0"])
     ]
+
+
+@pytest.mark.parametrize("auc", [0.75, float("nan")])
+def test_figures_against_the_truth_stand_in_a_table(browser, tmp_path, auc):
+    scored = {"dice": 0.5, "iou": 0.25, "nsd": 0.125, "hd95": 3.25, "status": "scored"}
+    cases = (Case("mass", "1", **scored, auc=auc), Case("cyst", "2"))
+    evaluation = to_json(Evaluation(cases, 2.0))
+    browser.open(write_report(tmp_path, SMALL, {}, evaluation, identity="scored"))
+    cells = "[...document.querySelectorAll('#evaluation tr')].map((r) => [...r.cells].map(TEXT))"
+    head, cyst, mass, overall = browser.run(cells.replace("TEXT", "(c) => c.innerText.trim()"))
+    known = auc == auc
+    assert head[4:] == ["DSC", "IoU", "NSD at 2", "HD95", "AUC of saliency"][: 4 + known]
+    assert mass == ["mass", "1", "0", "0", "0.500", "0.250", "0.125", "3.25", "0.750"][: 8 + known]
+    assert cyst[:7] == ["cyst", "1", "1", "0", "0.000", "0.000", "0.000"]
+    assert "1 undefined" in cyst[7] and "1 undefined" in overall[7] and overall[1] == "2"
 
 
 @pytest.mark.parametrize("outcomes", [[], SMALL[:1], SMALL[5:]])

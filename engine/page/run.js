@@ -67,29 +67,35 @@ function makeFact(name, value) {
   return cell;
 }
 
+const SCORES = { dice: "DSC", iou: "IoU", nsd: "NSD", hd95: "HD95", auc: "AUC of saliency" };
+
 function showEvaluation(evaluation) {
   if (!evaluation) return;
   $("evaluation").hidden = false;
-  const heads = ["label", "masks", "missing", "unreadable", "DSC", "IoU", `NSD at ${evaluation.tolerance}`];
+  const known = Object.keys(SCORES).filter((name) => !isEmpty(evaluation.overall[name]?.mean));
+  const titles = known.map((name) => (name === "nsd" ? `NSD at ${evaluation.tolerance}` : SCORES[name]));
+  const heads = ["label", "masks", "missing", "unreadable", ...titles];
   heads.forEach((name, i) => {
     const head = make("th", i ? "number" : "", name);
     head.scope = "col";
     $("evaluation-head").append(head);
   });
   const lines = evaluation.labels.length > 1 ? [...evaluation.labels, evaluation.overall] : evaluation.labels;
-  for (const line of lines) $("evaluation-rows").append(makeScores(line, line === evaluation.overall));
-  let note = "Means with their 95 % bootstrap interval. Missing and unreadable masks count as 0. The tolerance is in mm where the spacing is known, in pixels elsewhere.";
+  for (const line of lines) $("evaluation-rows").append(makeScores(line, known, line === evaluation.overall));
+  let note = "Means with their 95 % bootstrap interval. Missing and unreadable masks count as 0, and are undefined in HD95, as is every infinite distance. HD95 and the tolerance of NSD are in mm where the spacing is known, in pixels elsewhere.";
   if (evaluation.unmatched) note += ` ${count(evaluation.unmatched)} predictions without truth are not scored.`;
   $("evaluation-note").textContent = note;
 }
 
-function makeScores(line, isTotal) {
+function makeScores(line, known, isTotal) {
   const row = make("tr", isTotal ? "total" : "");
   row.append(make("td", "", line.label));
   for (const name of ["n", "missing", "unreadable"]) row.append(make("td", "number", count(line[name])));
-  for (const name of ["dice", "iou", "nsd"]) {
-    const { mean, low, high } = line[name], cell = make("td", "number", number(mean));
-    if (low !== null) cell.append(make("small", "", `${number(low)} to ${number(high)}`));
+  for (const name of known) {
+    const { mean, low, high, undefined: without } = line[name], digits = name === "hd95" ? 2 : 3;
+    const cell = make("td", "number", number(mean, digits));
+    if (!isEmpty(low)) cell.append(make("small", "", `${number(low, digits)} to ${number(high, digits)}`));
+    if (without) cell.append(make("small", "", `${count(without)} undefined`));
     row.append(cell);
   }
   return row;

@@ -88,9 +88,9 @@ def measure_all(work: Path, training: UnetTraining, engine: Engine) -> Compariso
 
 
 @click.command()
-@click.option("--learn", default=120, show_default=True, help="Phantoms to learn from.")
-@click.option("--test", default=60, show_default=True, help="Phantoms to judge on.")
-@click.option("--epochs", default=UnetTraining.epochs, show_default=True)
+@click.option("--learn", default=360, show_default=True, help="Phantoms to learn from.")
+@click.option("--test", default=100, show_default=True, help="Phantoms to judge on.")
+@click.option("--epochs", default=40, show_default=True)
 @click.option("--methods", default="contrastcam,gscorecam", show_default=True, help="Saliency.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--work", required=True, type=Path, help="Folder of scans, runs and models.")

@@ -292,6 +292,7 @@ def test_figures_against_the_truth_stand_in_a_table(browser, tmp_path, auc):
     known = auc == auc
     assert head[4:] == ["DSC", "IoU", "NSD at 2", "HD95", "AUC of saliency"][: 4 + known]
     assert mass == ["mass", "1", "0", "0", "0.500", "0.250", "0.125", "3.25", "0.750"][: 8 + known]
+    assert ("AUC is undefined" in browser.text("evaluation-note")) is known
     assert cyst[:7] == ["cyst", "1", "1", "0", "0.000", "0.000", "0.000"]
     assert "1 undefined" in cyst[7] and "1 undefined" in overall[7] and overall[1] == "2"
 

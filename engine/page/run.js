@@ -83,6 +83,7 @@ function showEvaluation(evaluation) {
   const lines = evaluation.labels.length > 1 ? [...evaluation.labels, evaluation.overall] : evaluation.labels;
   for (const line of lines) $("evaluation-rows").append(makeScores(line, known, line === evaluation.overall));
   let note = "Means with their 95 % bootstrap interval. Missing and unreadable masks count as 0, and are undefined in HD95, as is every infinite distance. HD95 and the tolerance of NSD are in mm where the spacing is known, in pixels elsewhere.";
+  if (known.includes("auc")) note += " AUC is undefined without map and for an empty or full truth.";
   if (evaluation.unmatched) note += ` ${count(evaluation.unmatched)} predictions without truth are not scored.`;
   $("evaluation-note").textContent = note;
 }

@@ -45,6 +45,10 @@ class Grid:
             with an affine.
         axis: anatomical axis along which a NIfTI source is sliced:
             0 sagittal, 1 coronal, 2 axial.
+        aspect: row distance divided by column distance, where there is no ``spacing``.
+        doubt: in words, why spacing or position of the frames must be made up where a file of
+            another kind needs them; empty where they need not, and for plain pictures, which
+            have none.
     """
 
     kind: Literal["raster", "dicom", "nifti"]
@@ -52,6 +56,8 @@ class Grid:
     affine: np.ndarray | None = None
     shape: tuple[int, ...] = ()
     axis: int = 2
+    aspect: float = 1.0
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ class Outcome:
 
     ``figures`` are means over the frames that hold the target, ``boxes`` is one
     list of boxes a frame, ``mask`` the mask file relative to the run folder, ``digest`` the
-    sha256 of the item's encoded bytes, empty where they could not be read.
+    sha256 of the item's encoded bytes, empty where they could not be read. ``geometry`` is
+    its grid's ``doubt``.
     """
 
     item: str
@@ -135,3 +142,4 @@ class Outcome:
     boxes: list[list[list[int]]] = field(default_factory=list)
     seconds: float = 0.0
     digest: str = ""
+    geometry: str = ""

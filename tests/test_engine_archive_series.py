@@ -123,8 +123,11 @@ def test_the_affine_of_one_file_agrees_with_nibabel(tmp_path):
     ds.SpacingBetweenSlices = ds.SliceThickness
     np.testing.assert_allclose(grid.affine, oracle(ds), atol=EXACT)
     assert grid.shape == (*NOISE.shape, 1)
-    del ds.SliceThickness
+    ds.SpacingBetweenSlices = 3.5
+    assert np.linalg.norm(read(ds).affine[:, 2]) == pytest.approx(3.5) and not grid.doubt
+    del ds.SliceThickness, ds.SpacingBetweenSlices
     assert np.linalg.norm(read(ds).affine[:, 2]) == pytest.approx(1.0)
+    assert read(ds).doubt == "the file tells no slice thickness"
 
 
 def read(ds: Dataset):
@@ -181,13 +184,14 @@ def test_geometry_that_makes_no_grid():
     places = [np.array([0.0, 0, 2.5 * k]) for k in range(4)]
     assert read(multiframe(places, AXIAL)).affine is not None
     uneven, still, flat = list(places), [places[0]] * 4, [np.array([k, 0.0, 0]) for k in range(4)]
-    uneven[2] = uneven[2] + (0, 0, 0.05)
+    uneven[2] = uneven[2] + (0, 0, 0.11)
     nearly = list(places)
-    nearly[2] = nearly[2] + (0, 0, 0.01)
+    nearly[2] = nearly[2] + (0, 0, 0.09)
     assert read(multiframe(nearly, AXIAL)).affine is not None
     for bad in (uneven, still, flat):
         grid = read(multiframe(bad, AXIAL))
         assert grid.affine is None and grid.shape == () and grid.spacing == tuple(SPACING)
+        assert grid.doubt
     for turn in ([1, 0, 0, 1, 0, 0], [2, 0, 0, 0, 1, 0]):
         assert read(multiframe(places, turn)).affine is None
     plain = multiframe(places, AXIAL)

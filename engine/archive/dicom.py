@@ -24,10 +24,11 @@ from pydicom.uid import (
 )
 
 from medclipsam.engine.archive.codecs import HAVE_GDCM
-from medclipsam.engine.archive.geometry import Planes, make_affine, read_planes, read_spacing
+from medclipsam.engine.archive.geometry import Planes, make_affine, read_planes
 from medclipsam.engine.archive.grayscale import show_grey
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.lossless import DECODER
+from medclipsam.engine.archive.spacing import read_aspect, read_spacing
 from medclipsam.engine.archive.streams import check_streams
 from medclipsam.engine.archive.window import as_frames, check_finite, is_constant
 from medclipsam.engine.errors import BackendError, InputError
@@ -45,8 +46,17 @@ ELEMENTS = [
     "Columns",
     "PixelSpacing",
     "SliceThickness",
+    "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+    "GridFrameOffsetVector",
+    "DetectorInformationSequence",
+    "FrameIncrementPointer",
+    "SliceVector",
+    "RotationVector",
+    "AngularViewVector",
     "BitsAllocated",
     "BitsStored",
     "HighBit",
@@ -77,6 +87,7 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010) in both b
 SAFE_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
 LOSSLESS_PLUGINS = ("pylibjpeg", "gdcm")
 DEFLATED = 1 << 16  # bytes inflated at a time
+NO_SPACING, NO_DEPTH = "the file tells no pixel spacing", "the file tells no slice thickness"
 
 
 def is_dicom(data: bytes) -> bool:
@@ -92,13 +103,15 @@ class Picture:
         pixels: uint8 (F, H, W) or (F, H, W, 3) as displayed.
         constant: whether all stored values are the same, as in air beside a body.
         spacing: (row, column) distance of pixel centres in mm, where the file tells.
-        planes: of its frames in space, where the file tells.
+        aspect: row distance divided by column distance, where only that is told.
+        planes: of its frames in space, or what is unknown of them.
     """
 
     pixels: np.ndarray
     constant: bool
     spacing: tuple[float, float] | None
-    planes: Planes | None
+    aspect: float
+    planes: Planes | str
 
 
 def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
@@ -111,16 +124,30 @@ def read_dicom(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     if picture.constant:
         raise refuse("constant", "expected a picture, got the same value in every pixel")
     frames = as_frames(picture.pixels)
-    return frames, make_grid(frames, picture.spacing, picture.planes)
+    return frames, make_grid(frames, picture, picture.planes)
 
 
-def make_grid(
-    frames: np.ndarray, spacing: tuple[float, float] | None, planes: Planes | None
-) -> Grid:
-    """The grid of frames (F, H, W, 3): with shape (W, H, F) and affine where they lie evenly."""
-    affine = make_affine(planes) if planes is not None else None
-    shape = frames.shape[2::-1] if affine is not None else ()
-    return Grid("dicom", spacing=spacing, affine=affine, shape=shape)
+def make_grid(frames: np.ndarray, picture: Picture, planes: Planes | str) -> Grid:
+    """The grid of frames (F, H, W, 3): with shape (W, H, F) and affine where they lie evenly.
+
+    A single frame that tells its pixel spacing, but no position, is a picture and in no doubt.
+
+    Args:
+        picture: the file of the first frame.
+        planes: of all frames, or what is unknown of them.
+    """
+    affine = planes if isinstance(planes, str) else make_affine(planes)
+    spacing, aspect = picture.spacing, picture.aspect
+    if not isinstance(planes, str) and not isinstance(affine, str):
+        doubt = NO_DEPTH if len(frames) == 1 and planes.depth is None else ""
+        shape = frames.shape[2::-1]
+        return Grid("dicom", spacing=spacing, affine=affine, shape=shape, doubt=doubt)
+    doubt = str(affine)
+    if spacing is None:
+        doubt = NO_SPACING
+    elif len(frames) == 1:
+        doubt = ""
+    return Grid("dicom", spacing=spacing, aspect=aspect, doubt=doubt)
 
 
 def read_picture(data: bytes, limits: Limits) -> Picture:
@@ -134,7 +161,7 @@ def read_picture(data: bytes, limits: Limits) -> Picture:
         stored = _decode(ds, data, plugin, count)
         check_finite(stored)
         pixels, planes = _show(stored, ds), read_planes(ds, len(stored))
-        return Picture(pixels, is_constant(stored), read_spacing(ds), planes)
+        return Picture(pixels, is_constant(stored), read_spacing(ds), read_aspect(ds), planes)
     except (InputError, BackendError, MemoryError):
         raise
     except Exception as exc:  # decoders and odd elements may raise anything

@@ -1,7 +1,8 @@
-"""Where the frames of DICOM objects lie: distances in mm, planes in space, and their affine.
+"""Where the frames of DICOM objects lie: planes in space, and their affine.
 
 DICOM counts millimetres to the patient's left, back and head (LPS); affines here count
-to the right, front and head (RAS), as in NIfTI.
+to the right, front and head (RAS), as in NIfTI. What is not known is said in words, for a
+person to read; they hold distances at most.
 """
 
 from __future__ import annotations
@@ -13,12 +14,23 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medclipsam.engine.archive.grayscale import functional
+from medclipsam.engine.archive.spacing import SAME, read_numbers
 
-CENTIMETRES = 3  # of PhysicalUnitsXDirection
-UNEVEN = 0.01  # part of the mean distance by which frames may lie off their places
+COSINES = 1e-3  # by which direction cosines that count as equal may differ
+OFF = 0.1  # mm by which a slice may lie off its place, and part of the slices' distance
 ASKEW = 0.01  # cosine between rows and columns, and error of their length
-SAME = 1e-3  # cosines and parts of a mm by which planes of one volume may differ
+FLAT = 0.01  # part of the way from slice to slice that must lead out of their plane
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+# Pointed to by FrameIncrementPointer where frames are moments: FrameTime, FrameTimeVector.
+MOMENTS = (0x00181063, 0x00181065)
+PLACES = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlanePositionVolumeSequence", "ImagePositionVolume"),  # of the ultrasound volume
+)
+AXES = (
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PlaneOrientationVolumeSequence", "ImageOrientationVolume"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,70 +42,96 @@ class Planes:
         rows: unit vector along a row, the way the column index counts.
         columns: unit vector along a column, the way the row index counts.
         spacing: (row, column) distance of pixel centres in mm.
-        thickness: of a frame in mm; stands for the distance of frames where there is one.
+        depth: of a single frame in mm: to its neighbour if the file tells, else its thickness;
+            None where it tells neither.
     """
 
     positions: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     spacing: tuple[float, float]
-    thickness: float = 1.0
+    depth: float | None = None
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Vector at right angles to rows and columns."""
+        return np.cross(self.rows, self.columns)
 
 
-def read_planes(ds: Dataset, count: int) -> Planes | None:
-    """The planes of the ``count`` frames of an object, or None where it does not tell."""
-    orientations = [
-        _numbers(functional(ds, frame, "PlaneOrientationSequence"), "ImageOrientationPatient")
-        for frame in range(count)
-    ]
-    positions = [
-        _numbers(functional(ds, frame, "PlanePositionSequence"), "ImagePositionPatient")
-        for frame in range(count)
-    ]
-    measures = functional(ds, 0, "PixelMeasuresSequence")
-    spacing = _numbers(measures, "PixelSpacing")
-    if len(spacing) != 2 or not min(spacing) > 0:
-        return None
-    if any(len(o) != 6 for o in orientations) or any(len(p) != 3 for p in positions):
-        return None
-    if np.abs(np.subtract(orientations, orientations[0])).max() > SAME:
-        return None
-    rows, columns = np.reshape(orientations[0], (2, 3))
-    if _askew(rows, columns) or (count > 1 and "PerFrameFunctionalGroupsSequence" not in ds):
-        return None
-    thickness = _numbers(measures, "SliceThickness")
-    thick = thickness[0] if thickness and thickness[0] > 0 else 1.0
-    return Planes(np.array(positions), rows, columns, (spacing[0], spacing[1]), thick)
+def read_planes(ds: Dataset, count: int) -> Planes | str:
+    """The planes of the ``count`` frames of an object, or what is unknown of them.
 
-
-def join_planes(parts: Sequence[Planes | None]) -> Planes | None:
-    """The planes of a series of objects, or None where they do not make one volume."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return None
-    first = known[0]
-    for part in known:
-        turn = np.abs([part.rows - first.rows, part.columns - first.columns]).max()
-        if turn > SAME or np.abs(np.subtract(part.spacing, first.spacing)).max() > SAME:
-            return None
-    positions = np.concatenate([part.positions for part in known])
-    return Planes(positions, first.rows, first.columns, first.spacing, first.thickness)
-
-
-def make_affine(planes: Planes) -> np.ndarray | None:
-    """(4, 4) matrix from (column, row, frame) index to RAS mm.
-
-    None where the frames are not evenly spaced, or not along their normal but in one plane.
+    Positions are those of each frame's functional groups. An object without these has one
+    position, of its own or of its detector (nuclear medicine), from which its frames follow
+    by Grid Frame Offset Vector (DICOM PS3.3 C.8.8.3.2) or Spacing Between Slices (C.8.4.15).
     """
-    normal = np.cross(planes.rows, planes.columns)
-    step = normal * planes.thickness
-    if len(planes.positions) > 1:
-        steps = np.diff(planes.positions, axis=0)
-        step = steps.mean(axis=0)
-        length = np.linalg.norm(step)
-        even = np.linalg.norm(steps - step, axis=1).max() <= UNEVEN * length
-        if not even or abs(step @ normal) <= UNEVEN * length or not length:
-            return None
+    frames = range(count) if "PerFrameFunctionalGroupsSequence" in ds else range(1)
+    orientations = [read_turn(ds, frame) for frame in frames]
+    places = [read_position(ds, frame) for frame in frames]
+    spacings = [
+        read_numbers(functional(ds, frame, "PixelMeasuresSequence"), "PixelSpacing")
+        for frame in frames
+    ]
+    if not all(orientations) or not all(places):
+        return "the file does not tell where its frames lie"
+    if any(len(each) != 2 or not min(each) > 0 for each in spacings):
+        return "the file tells no pixel spacing"
+    if np.ptp(orientations, axis=0).max() > COSINES:
+        return "its frames are turned against each other"
+    if np.ptp(np.log(spacings), axis=0).max() > SAME:
+        return "its frames differ in pixel spacing"
+    rows, columns = np.reshape(orientations[0], (2, 3))
+    lengths = np.linalg.norm([rows, columns], axis=1)
+    if np.abs(lengths - 1).max() > ASKEW or abs(rows @ columns) > ASKEW:
+        return "its rows and columns are not at right angles"
+    rows, columns = rows / lengths[0], columns / lengths[1]
+    positions: np.ndarray | str = np.array(places)
+    if len(frames) < count:
+        positions = _stack(ds, count, np.array(places[0]), np.cross(rows, columns))
+        if isinstance(positions, str):
+            return positions
+    return Planes(positions, rows, columns, (spacings[0][0], spacings[0][1]), _depth(ds))
+
+
+def read_turn(ds: Dataset, frame: int = 0) -> list[float]:
+    """Direction cosines of a frame's rows and columns, 6 numbers, or nothing."""
+    return _read(ds, frame, AXES, 6)
+
+
+def read_position(ds: Dataset, frame: int = 0) -> list[float]:
+    """LPS mm of a frame's first pixel, 3 numbers, or nothing."""
+    return _read(ds, frame, PLACES, 3)
+
+
+def join_planes(parts: Sequence[Planes | str]) -> Planes | str:
+    """The planes of a series of objects, or why they do not make one volume."""
+    known = []
+    for part in parts:
+        if isinstance(part, str):
+            return part
+        known.append(part)
+    first = known[0]
+    turns = [[*part.rows, *part.columns] for part in known]
+    if np.ptp(turns, axis=0).max() > COSINES:
+        return "its slices are turned against each other"
+    if np.ptp(np.log([part.spacing for part in known]), axis=0).max() > SAME:
+        return "its slices differ in pixel spacing"
+    positions = np.concatenate([part.positions for part in known])
+    return Planes(positions, first.rows, first.columns, first.spacing, first.depth)
+
+
+def make_affine(planes: Planes) -> np.ndarray | str:
+    """(4, 4) matrix from (column, row, frame) index to RAS mm, or why there is none.
+
+    Frames that are evenly spaced, but not along their normal, shear it: a tilted gantry.
+    """
+    count, normal = len(planes.positions), planes.normal
+    if count == 1:
+        step = normal * (planes.depth or 1.0)
+    else:
+        step = (planes.positions[-1] - planes.positions[0]) / (count - 1)
+        if words := _uneven(planes.positions, step, normal):
+            return words
     affine = np.eye(4)
     affine[:3, 0] = planes.rows * planes.spacing[1]
     affine[:3, 1] = planes.columns * planes.spacing[0]
@@ -103,37 +141,59 @@ def make_affine(planes: Planes) -> np.ndarray | None:
     return affine
 
 
-def read_spacing(ds: Dataset) -> tuple[float, float] | None:
-    """(row, column) distance in mm from whatever the object tells, or None."""
-    value = functional(ds, 0, "PixelMeasuresSequence").get("PixelSpacing")
-    value = value or ds.get("ImagerPixelSpacing")
-    regions = ds.get("SequenceOfUltrasoundRegions") or []
-    if not value and len(regions) == 1 and _in_centimetres(regions[0]):
-        region = regions[0]
-        value = [abs(10.0 * region.PhysicalDeltaY), abs(10.0 * region.PhysicalDeltaX)]
-    try:
-        row, column = (float(v) for v in value)
-    except (TypeError, ValueError):
-        return None
-    return (row, column) if 0 < row < np.inf and 0 < column < np.inf else None
+def _uneven(positions: np.ndarray, step: np.ndarray, normal: np.ndarray) -> str:
+    """Why frames make no even grid, or nothing."""
+    length = float(np.linalg.norm(step))
+    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    if gaps.min() == 0:
+        return "several of its slices lie at the same place"
+    expected = positions[0] + np.arange(len(positions))[:, None] * step
+    if np.linalg.norm(positions - expected, axis=1).max() > min(OFF, OFF * length):
+        return f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart"
+    if abs(step @ normal) <= FLAT * length:
+        return "its slices lie beside each other in one plane"
+    return ""
 
 
-def _in_centimetres(region: Dataset) -> bool:
-    axes = (region.get(f"PhysicalUnits{axis}Direction") for axis in "XY")
-    deltas = (region.get(f"PhysicalDelta{axis}") for axis in "XY")
-    return all(axis == CENTIMETRES for axis in axes) and None not in deltas
+def _stack(ds: Dataset, count: int, first: np.ndarray, normal: np.ndarray) -> np.ndarray | str:
+    """Positions (F, 3) of frames of which only the first one's is told."""
+    offsets = np.array(read_numbers(ds, "GridFrameOffsetVector"))
+    if len(offsets) == count:
+        if offsets[0] == 0:
+            return first + offsets[:, None] * normal
+        if abs(offsets[0] - first[2]) <= OFF and abs(normal[2]) >= 1 - COSINES:
+            return first + (offsets - offsets[0])[:, None] * np.array([0.0, 0, 1])
+        return "its frame offsets begin elsewhere than its position"
+    pointers = np.atleast_1d(ds.get("FrameIncrementPointer") or 0).tolist()
+    spacing = read_numbers(ds, "SpacingBetweenSlices")
+    if set(pointers) & set(MOMENTS) or len(spacing) != 1 or not spacing[0]:
+        return "the file tells where its first frame lies, but not how far the others are"
+    numbers = np.array(read_numbers(ds, "SliceVector") or range(1, count + 1))
+    if len(numbers) != count:
+        return "its slices are not numbered one by one"
+    turned = {*read_numbers(ds, "RotationVector")} | {*read_numbers(ds, "AngularViewVector")}
+    if len(turned) > 1:
+        return "its frames are views from several sides"
+    return first + ((numbers - numbers[0]) * spacing[0])[:, None] * normal
 
 
-def _askew(rows: np.ndarray, columns: np.ndarray) -> bool:
-    lengths = np.linalg.norm([rows, columns], axis=1)
-    return bool(np.abs(lengths - 1).max() > ASKEW or abs(rows @ columns) > ASKEW)
+def _read(ds: Dataset, frame: int, sources: Sequence[tuple[str, str]], size: int) -> list[float]:
+    """``size`` numbers of the first functional group that holds them, or of the one detector."""
+    holders = [(functional(ds, frame, group), keyword) for group, keyword in sources]
+    detectors = ds.get("DetectorInformationSequence") or []
+    found = [numbers for holder, keyword in holders
+             if len(numbers := read_numbers(holder, keyword)) == size]  # fmt: skip
+    if found:
+        return found[0]
+    heard = [read_numbers(detector, sources[0][1]) for detector in detectors]
+    same = bool(heard) and all(len(each) == size for each in heard)
+    return heard[0] if same and np.ptp(heard, axis=0).max() <= COSINES else []
 
 
-def _numbers(ds: Dataset, keyword: str) -> list[float]:
-    """The finite numbers of an element, or nothing where it is missing or damaged."""
-    try:
-        value = ds.get(keyword)
-        numbers = [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
-    except (TypeError, ValueError):
-        return []
-    return numbers if np.isfinite(numbers).all() else []
+def _depth(ds: Dataset) -> float | None:
+    measures = functional(ds, 0, "PixelMeasuresSequence")
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        numbers = read_numbers(measures, keyword)
+        if len(numbers) == 1 and numbers[0] > 0:
+            return numbers[0]
+    return None

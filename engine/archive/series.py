@@ -1,4 +1,4 @@
-"""The files of one DICOM series in one folder, as one item.
+"""The files of one DICOM series in one folder, as one item for each volume.
 
 Refuses to know what else a header says: ids and messages hold a hash of it at most.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import dcmread
@@ -20,60 +18,77 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from medclipsam.engine.archive.dicom import Picture, is_dicom, make_grid, read_picture, read_syntax
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.files import open_file
-from medclipsam.engine.archive.geometry import join_planes
+from medclipsam.engine.archive.geometry import join_planes, read_position, read_turn
+from medclipsam.engine.archive.grayscale import functional
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.spacing import read_numbers, read_spacing
+from medclipsam.engine.archive.stacks import Slice, make_stacks
 from medclipsam.engine.archive.window import as_frames
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.types import Grid, ItemRef
 
+# What tells volumes at one place apart, the most telling first: (functional group, keyword).
+TIMES = (
+    ("FrameContentSequence", "TemporalPositionIndex"),
+    ("", "TemporalPositionIdentifier"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("", "TriggerTime"),
+    ("MRDiffusionSequence", "DiffusionBValue"),
+    ("", "InversionTime"),
+    ("", "AcquisitionNumber"),
+    ("", "AcquisitionTime"),
+)
 TAGS = [
-    "SeriesInstanceUID",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "InstanceNumber",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
+    *("SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "NumberOfFrames"),
+    *("InstanceNumber", "ImageType", "EchoTime", "EchoNumbers"),
+    *("ImageOrientationPatient", "ImagePositionPatient", "DetectorInformationSequence"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence"),
+    "PerFrameFunctionalGroupsSequence",
+    *(keyword for group, keyword in TIMES if not group),
 ]
-DIGITS = 3  # of direction cosines that count as the same orientation
+DIGITS = 3  # of direction cosines in an id
 HASH = 12  # hex digits of an id
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One file of a series: which series that is, and its place in it."""
+class Head:
+    """One file of a series: ``text`` names the series, and the direction in round numbers."""
 
     file: Path
-    series: str
-    place: tuple[float, float, str]
+    text: str
+    slice: Slice
 
 
 def group_series(files: Iterable[Path], prefix: str) -> dict[str, Entry | None]:
     """Put the DICOM files of one folder together that are slices of one volume.
 
-    A series is files with the same SeriesInstanceUID, Rows, Columns and orientation. A
-    file with several frames, or the only one of its series, stays an item of its own.
+    Those are files with the same SeriesInstanceUID, Rows and Columns that ``make_stacks`` puts
+    together. A file with several frames, or the only one of its volume, stays an item of its
+    own.
 
     Args:
         files: of one folder, by name.
         prefix: the folder's path below the archive's root, with ``/`` at its end.
 
     Returns:
-        Name of each file of a series → the entry of the series for its first file by
+        Name of each file of a volume → the entry of the volume for its first file by
         name, None for the others.
     """
-    slices = sorted(
-        (found for found in map(_read_slice, files) if found is not None),
-        key=lambda found: (found.series, found.place),
-    )
+    heads = {head.file.name: head for head in map(_read_head, files) if head is not None}
+    stacks = make_stacks(head.slice for head in heads.values())
+    volumes = [[heads[each.name] for each in stack] for stack in stacks if len(stack) > 1]
+    texts = [min(head.text for head in volume) for volume in volumes]
     grouped: dict[str, Entry | None] = {}
-    for series, members in groupby(slices, lambda found: found.series):
-        ordered = [found.file for found in members]
-        if len(ordered) > 1:
-            grouped |= dict.fromkeys(file.name for file in ordered)
-            ref = ItemRef(f"{prefix}series-{series}")
-            grouped[min(file.name for file in ordered)] = Entry(ref, files=tuple(ordered))
+    for volume, text in zip(volumes, texts, strict=True):
+        names = [head.file.name for head in volume]
+        # Alone it keeps the id that its series always had.
+        own = text if texts.count(text) == 1 else f"{text}|{min(names)}"
+        series = hashlib.sha256(own.encode("utf-8", "surrogateescape")).hexdigest()[:HASH]
+        ref = ItemRef(f"{prefix}series-{series}")
+        grouped |= dict.fromkeys(names)
+        grouped[min(names)] = Entry(ref, files=tuple(head.file for head in volume))
     return grouped
 
 
@@ -93,7 +108,7 @@ def read_series(sources: Iterable[bytes], limits: Limits) -> tuple[np.ndarray, G
         raise refuse("constant", "expected a picture, got the same value in every pixel")
     planes = join_planes([picture.planes for picture in pictures])
     frames = _stack([picture.pixels for picture in pictures])
-    return frames, make_grid(frames, pictures[0].spacing, planes)
+    return frames, make_grid(frames, pictures[0], planes)
 
 
 def _check_sizes(pictures: Sequence[Picture], limits: Limits) -> None:
@@ -115,7 +130,7 @@ def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     return as_frames(np.concatenate([as_frames(part) for part in parts]))
 
 
-def _read_slice(file: Path) -> Slice | None:
+def _read_head(file: Path) -> Head | None:
     """What the header says of a file's place; None unless it is one frame of a series."""
     try:
         with open_file(file) as stream:
@@ -125,28 +140,36 @@ def _read_slice(file: Path) -> Slice | None:
                 return None
             stream.seek(0)
             ds = dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _place(file, ds)
+            return _head(file, ds)
     except InputError:  # reading it says why
         return None
     except Exception:  # a damaged header may raise anything; reading it says why
         return None
 
 
-def _place(file: Path, ds: Dataset) -> Slice | None:
+def _head(file: Path, ds: Dataset) -> Head | None:
     uid, rows, columns = ds.get("SeriesInstanceUID"), ds.get("Rows"), ds.get("Columns")
     if not uid or not rows or not columns or int(ds.get("NumberOfFrames") or 1) > 1:
         return None
-    turn = _floats(ds.get("ImageOrientationPatient"), 6)
-    rounded = [round(value, DIGITS) + 0.0 for value in turn]
-    text = f"{uid}|{int(rows)}|{int(columns)}|{rounded}"
-    series = hashlib.sha256(text.encode()).hexdigest()[:HASH]
-    position = _floats(ds.get("ImagePositionPatient"), 3)
-    height = float(np.dot(np.cross(turn[:3], turn[3:]), position)) if turn and position else 0.0
-    number = _floats(ds.get("InstanceNumber"), 1) or [0.0]
-    return Slice(file, series, (height, number[0], file.name))
+    turn, place = read_turn(ds), read_position(ds)
+    size = f"{uid}|{int(rows)}|{int(columns)}"
+    kinds = [str(kind) for kind in np.atleast_1d(ds.get("ImageType") or [])]
+    echo = read_numbers(functional(ds, 0, "MREchoSequence"), "EffectiveEchoTime")
+    marks = [_numbers(ds, group, keyword) for group, keyword in TIMES]
+    number = read_numbers(ds, "InstanceNumber")
+    one = Slice(
+        name=file.name,
+        kind=f"{size}|{ds.get('FrameOfReferenceUID')}|{'LOCALIZER' in kinds}|"
+        f"{read_numbers(ds, 'EchoNumbers')}",
+        turn=tuple(turn),
+        spacing=read_spacing(ds) or (),
+        echo=tuple(echo or read_numbers(ds, "EchoTime")),
+        position=tuple(place),
+        marks=(tuple(kinds), *marks),
+        moment=tuple(mark[0] if mark else -np.inf for mark in (*marks, tuple(number))),
+    )
+    return Head(file, f"{size}|{[round(value, DIGITS) + 0.0 for value in turn]}", one)
 
 
-def _floats(value: Any, count: int) -> list[float]:
-    """``count`` finite numbers of a DICOM value, or nothing."""
-    values = [float(v) for v in (value if hasattr(value, "__iter__") else [value] if value else [])]
-    return values if len(values) == count and np.isfinite(values).all() else []
+def _numbers(ds: Dataset, group: str, keyword: str) -> tuple[float, ...]:
+    return tuple(read_numbers(functional(ds, 0, group) if group else ds, keyword))

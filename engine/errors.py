@@ -53,6 +53,7 @@ class InputError(MedclipsamError):
         "vanished": "the file disappeared after it was listed",
         "permission": "the file may not be read",
         "not-a-file": "a pipe, socket, device or dangling link",
+        "geometry": "spacing or position is not known, and --geometry strict asks for it",
         "no-prompt": "the prompt file has no row for this item",
         "unsafe-name": "a member of a container whose name would leave the output folder",
         "timeout": "decoding took longer than the limits allow",

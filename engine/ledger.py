@@ -20,7 +20,7 @@ from medclipsam.engine.types import Outcome
 
 _COLUMNS = (
     "item", "label", "status", "prompt", "stage", "reason", "message", "mask",
-    "frames", "area", "figures", "boxes", "seconds", "digest",
+    "frames", "area", "figures", "boxes", "seconds", "digest", "geometry",
 )  # fmt: skip
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -29,12 +29,14 @@ CREATE TABLE IF NOT EXISTS outcomes (
     {", ".join(f"{name} TEXT NOT NULL" for name in _COLUMNS[3:8])},
     frames INTEGER NOT NULL, area INTEGER NOT NULL,
     figures TEXT NOT NULL, boxes TEXT NOT NULL, seconds REAL NOT NULL, digest TEXT NOT NULL,
+    geometry TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (item, label)
 ) WITHOUT ROWID
 """
 
 
-VERSION = 2  # of the schema, in the file's user_version
+VERSION = 3  # of the schema, in the file's user_version
+BEFORE = 2  # a version that lacks the column geometry, and is brought up to date
 
 
 class Ledger:
@@ -64,14 +66,18 @@ class Ledger:
                 if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                     self._db.execute(f"PRAGMA user_version = {VERSION}")
                 self._db.execute(_SCHEMA)
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+                _bring_up_to_date(self._db)
+            found = _version(self._db)
+            present = _present(self._db)
         except sqlite3.Error as exc:
             raise self._failure(exc) from exc
-        if found != VERSION:
+        if found != VERSION and not (readonly and found == BEFORE):
             raise OutputError(
                 f"the ledger {path} is of version {found}, this medclipsam writes {VERSION}; "
                 "finish that run with the medclipsam it was begun with, or start another folder"
             )
+        names = [name if name in present else f"'' AS {name}" for name in _COLUMNS]
+        self._select = f"SELECT {', '.join(names)} FROM outcomes"
 
     def __enter__(self) -> Ledger:
         return self
@@ -105,7 +111,7 @@ class Ledger:
 
     def rows(self, item: str) -> list[Outcome]:
         """The item's rows, by label; none if it is not accounted for."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM outcomes WHERE item = ? ORDER BY label"
+        query = f"{self._select} WHERE item = ? ORDER BY label"
         with self._lock:
             return [_from_row(row) for row in self._db.execute(query, (item,))]
 
@@ -122,7 +128,7 @@ class Ledger:
 
     def outcomes(self) -> Iterator[Outcome]:
         """All rows, sorted by item and label, read as they are needed."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM outcomes ORDER BY item, label"
+        query = f"{self._select} ORDER BY item, label"
         try:
             for row in self._db.execute(query):
                 yield _from_row(row)
@@ -137,6 +143,13 @@ class Ledger:
     def items(self) -> int:
         """Distinct items."""
         return self._db.execute("SELECT COUNT(DISTINCT item) FROM outcomes").fetchone()[0]
+
+    def doubtful(self) -> int:
+        """Items with masks whose geometry is not known, see ``Outcome.geometry``."""
+        query = (
+            f"SELECT COUNT(DISTINCT item) FROM ({self._select}) WHERE geometry != '' AND mask != ''"
+        )
+        return self._db.execute(query).fetchone()[0]
 
     def reasons(self) -> Counter[str]:
         """Quarantined items per reason."""
@@ -170,6 +183,25 @@ class Ledger:
             f"the ledger {self.path} cannot be used ({exc}); free space or mend the folder, "
             "then run the same command again"
         )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _present(db: sqlite3.Connection) -> list[str]:
+    return [name for _, name, *_ in db.execute("PRAGMA table_info(outcomes)")]
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Give a ledger of the version before the column that it lacks: all of that, or nothing."""
+    if _version(db) != BEFORE:
+        return
+    with db:  # commits, or rolls back what failed
+        db.execute("BEGIN IMMEDIATE")
+        if _version(db) == BEFORE:  # else another process was faster
+            db.execute("ALTER TABLE outcomes ADD COLUMN geometry TEXT NOT NULL DEFAULT ''")
+            db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _open_existing(path: Path) -> sqlite3.Connection:

@@ -36,7 +36,7 @@ LISTED = 50_000  # outcomes a browser handles with ease; counts cover all of the
 NAME_BYTES, PATH_BYTES = 240, 1000
 COLUMNS = (
     *("item", "label", "prompt", "status", "stage", "reason", "message"),
-    *("mask", "preview", "area", *FIGURES, "frames", "boxes"),
+    *("mask", "preview", "area", *FIGURES, "frames", "boxes", "geometry"),
 )
 ABSENT = {
     "no-saliency": "no part of the image stands out for this prompt",
@@ -163,6 +163,7 @@ def _row(outcome: Outcome, prompt: int) -> list[object]:
         *(_figure(outcome.figures.get(name)) for name in FIGURES),
         outcome.frames,
         sum(len(frame) for frame in outcome.boxes),
+        outcome.geometry,
     ]
 
 

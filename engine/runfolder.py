@@ -214,6 +214,7 @@ def write_manifest(folder: RunFolder, outcomes: Iterable[Outcome]) -> None:
     from pyarrow import parquet
 
     texts = ("item", "label", "status", "prompt", "stage", "reason", "message", "mask", "digest")
+    texts = (*texts, "geometry")
     schema = pa.schema(
         [(name, pa.string()) for name in texts]
         + [("frames", pa.int64()), ("area", pa.int64())]

@@ -13,7 +13,7 @@ from medclipsam.engine.figure import preview
 from medclipsam.engine.outputs import Labelled, encode_mask, encode_outputs, mask_path
 from medclipsam.engine.report import FOLDER, preview_path
 from medclipsam.engine.runfolder import FIGURES
-from medclipsam.engine.types import Image, ItemRef, Outcome, Prompts, Segment
+from medclipsam.engine.types import Grid, Image, ItemRef, Outcome, Prompts, Segment
 
 WITHHELD = "quarantine"  # folder of masks that are not trusted
 
@@ -53,11 +53,27 @@ class Delivery:
         formats: see ``medclipsam.engine.outputs.FORMATS``.
         min_confidence: masks below it are quarantined and kept apart.
         label_index: label → number in label maps, from 1.
+        strict: items whose geometry is not known are quarantined.
     """
 
     formats: tuple[str, ...] = ()
     min_confidence: float = 0.0
     label_index: dict[str, int] = field(default_factory=dict)
+    strict: bool = False
+
+    def check_geometry(self, grid: Grid) -> None:
+        """Refuse an item as soon as it is decoded.
+
+        Raises:
+            InputError: geometry is to be known, and is not.
+        """
+        if self.strict and grid.doubt:
+            raise InputError(
+                "read_image",
+                "geometry",
+                f"expected a known geometry, but {grid.doubt}; mend the source, or label it with "
+                "--geometry warn",
+            )
 
 
 def finish_work(work: Work, delivery: Delivery) -> tuple[list[tuple[str, bytes]], list[Outcome]]:
@@ -129,6 +145,7 @@ def _finish_label(
         boxes=[segment.boxes.tolist() for segment in segments],
         seconds=seconds,
         digest=work.digest,
+        geometry=image.grid.doubt,
     )
     return [(path, data), (f"{FOLDER}/{preview_path(label, work.ref.id)}", picture)], row
 

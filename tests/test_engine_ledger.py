@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,50 @@ def test_a_damaged_page_is_reported(path):
     path.write_bytes(data)
     with Ledger(path) as ledger, pytest.raises(OutputError, match="cannot be used"):
         list(ledger.outcomes())
+
+
+def make_old(path, rows):
+    """A ledger as version 2 wrote it."""
+    with Ledger(path) as ledger:
+        ledger.commit(rows)
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE outcomes DROP COLUMN geometry")
+        db.execute("PRAGMA user_version = 2")
+
+
+def test_geometry_is_kept_and_counted_by_items(path):
+    tilted, flat = (replace(row(n), geometry="uneven", mask="m") for n in (1, 2))
+    with Ledger(path) as ledger:
+        ledger.commit([tilted, replace(tilted, label="b"), flat, row(3)])
+        assert ledger.doubtful() == 2
+        assert next(iter(ledger.outcomes())).geometry == "uneven"
+
+
+def test_a_ledger_of_the_version_before_is_read_and_goes_on(path):
+    make_old(path, [FULL, row(1)])
+    before = path.read_bytes()
+    with Ledger(path, readonly=True) as ledger:
+        assert list(ledger.outcomes()) == [FULL, row(1)] and ledger.rows(FULL.item) == [FULL]
+        assert ledger.doubtful() == 0 and ledger.items() == 2
+    assert path.read_bytes() == before, "reading changes nothing"
+    for _ in range(2):
+        with Ledger(path) as ledger:
+            assert list(ledger.outcomes())[:2] == [FULL, row(1)]
+            ledger.commit([replace(row(2 + ledger.items()), geometry="flat", mask="m")])
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.doubtful() == 2
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (3,)
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("found", [1, 4])
+def test_other_versions_are_refused_and_left_alone(path, found):
+    make_old(path, [FULL])
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {found}")
+    before = path.read_bytes()
+    for readonly in (True, False):
+        with pytest.raises(OutputError, match=f"of version {found}.*start another folder"):
+            Ledger(path, readonly=readonly)
+    assert path.read_bytes() == before

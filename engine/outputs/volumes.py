@@ -23,7 +23,8 @@ def encode_volume(frames: np.ndarray, grid: Grid, slope: float = 1.0) -> bytes:
     - DICOM sources with a known geometry: voxels (W, H, F) with the grid's affine.
     - All others: voxels (W, H, F); columns run to the patient's left, rows to the back
       and frames upwards from the origin, as ITK converts a PNG: the affine's diagonal is
-      −column spacing, −row spacing, 1; 1 mm where the spacing is unknown. The form codes
+      −column spacing, −row spacing, 1; 1 mm where the spacing is unknown, but for a known
+      ratio of the two. The form codes
       say 2, "aligned", because no scanner measured that.
 
     Args:
@@ -48,7 +49,7 @@ def world(grid: Grid) -> np.ndarray:
     """(4, 4) voxel-to-world matrix, RAS+ in mm, of the voxels that ``encode_volume`` stores."""
     if grid.affine is not None:
         return np.asarray(grid.affine, np.float64)
-    row, column = grid.spacing or (1.0, 1.0)
+    row, column = grid.spacing or (grid.aspect, 1.0)
     return np.diag([-column, -row, 1.0, 1.0])
 
 

@@ -20,6 +20,7 @@ function makeDetails(row, reasons) {
   for (const text of [explain(row, reasons), row.stage && !row.reviewable ? `stage ${row.stage}` : "", row.message]) {
     if (text) parts.push(make("p", "why", text));
   }
+  if (row.geometry) parts.push(make("p", "why", `geometry not known: ${row.geometry}`));
   if (row.prompt) {
     const prompt = make("p", "prompt");
     prompt.append(make("span", "faint", "prompt "), make("bdi", "", row.prompt));

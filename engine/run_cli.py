@@ -65,6 +65,13 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Quarantine masks below it; they are kept in quarantine/.",
         ),
         click.option(
+            "--geometry",
+            type=click.Choice(["warn", "strict"]),
+            default="warn",
+            show_default=True,
+            help="Items of unknown spacing or position: count them, or quarantine them.",
+        ),
+        click.option(
             "--hash-names", is_flag=True, help="No file name of the archive in the run folder."
         ),
         click.option(
@@ -173,6 +180,7 @@ def run_options(options: dict[str, Any]) -> Any:
         memory=options["memory"],
         trace=options["profile"],
         limits=limits,
+        geometry=options["geometry"],
     )
 
 
@@ -241,6 +249,11 @@ def print_summary(summary: RunSummary) -> None:
         return
     if summary.duplicates:
         click.echo(f"{summary.duplicates} items have the bytes of another: see duplicates.csv")
+    if summary.doubtful:
+        click.echo(
+            f"geometry not known, spacing or origin made up: {summary.doubtful} items; column\n"
+            "  geometry of manifest.parquet says why; --geometry strict quarantines them"
+        )
     if summary.repeated:
         click.echo(f"{summary.repeated} entries of the archive name an item that was there before")
     if summary.ignored:

@@ -20,6 +20,7 @@ from typing import Any
 from medclipsam.engine.archive import Archive, Limits
 from medclipsam.engine.budget import Budget
 from medclipsam.engine.collecting import Selection, collect_cases
+from medclipsam.engine.commit import Observer
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.labeller import Labeller
 from medclipsam.engine.ledger import Ledger
@@ -38,11 +39,13 @@ from medclipsam.engine.runfolder import (
     write_duplicates,
     write_manifest,
 )
-from medclipsam.engine.streaming import Observer, Stream
+from medclipsam.engine.streaming import Stream
 from medclipsam.engine.types import Prompts
 from medclipsam.engine.work import Delivery
 
 MEMORY = 1 << 30
+GEOMETRY = ("warn", "strict")
+PLACED = ("nifti", "nnunet")  # outputs that must say where a pixel lies
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ class RunOptions:
             ``FORMATS`` and ``COLLECTIONS`` of ``medclipsam.engine.outputs``.
         min_confidence: masks below it are quarantined and kept apart.
         hash_names: no file name of the archive in the run folder, but for ``private/``.
-        memory: bytes that items in flight may hold together.
+        memory: bytes that items in flight may hold together: pictures, masks and maps of all
+            their labels. Beside that, the CRF works with 34 bytes a pixel of each frame that a
+            thread refines if it is grey, 135 to 440 if it is coloured.
         trace: write ``trace.json``.
         limits: how much one item may ask for.
+        geometry: ``warn`` counts items whose spacing or position is not known, ``strict``
+            quarantines them; see ``Grid.doubt``.
     """
 
     outputs: tuple[str, ...] = ()
@@ -65,6 +72,7 @@ class RunOptions:
     memory: int = MEMORY
     trace: bool = False
     limits: Limits = field(default_factory=Limits)
+    geometry: str = "warn"
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.outputs) - {*FORMATS, *COLLECTIONS}):
@@ -77,6 +85,8 @@ class RunOptions:
             )
         if not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min_confidence lies in [0, 1], got {self.min_confidence}")
+        if self.geometry not in GEOMETRY:
+            raise ConfigError(f"geometry is {' or '.join(GEOMETRY)}, got {self.geometry!r}")
         if self.memory < 1:
             raise ConfigError(f"memory is a number of bytes of at least 1, got {self.memory}")
 
@@ -104,13 +114,17 @@ class RunSummary:
         ignored: files of other kinds, per suffix.
         unmatched: rows of the prompt table without an item (the first hundred).
         duplicates: items whose bytes equal those of another one.
-        repeated: items that the archive lists more than once.
+        repeated: entries of the archive that name an item listed before.
+        listing: entries listed, and what became of them: ``listed`` = ``committed`` by this
+            attempt + ``resumed`` from an earlier one + ``repeated``, unless it was interrupted.
         collected: what became of the collections, if any were asked for.
+        doubtful: items whose spacing or position had to be made up in an output.
         interrupted: it was asked to stop; no closing files were written.
         seconds: duration of this attempt.
         stages: where the time went.
         idle, idle_queued: seconds the device executor rested, and of these with a part of a
             batch waiting.
+        silenced: why ``log.jsonl`` breaks off, if it does.
     """
 
     folder: Path
@@ -122,12 +136,15 @@ class RunSummary:
     unmatched: tuple[str, ...]
     duplicates: int
     repeated: int
+    listing: dict[str, int]
     collected: Collected | None
+    doubtful: int
     interrupted: bool
     seconds: float
     stages: tuple[StageFigures, ...]
     idle: float
     idle_queued: float
+    silenced: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -159,7 +176,7 @@ def run(
 
     Raises:
         ConfigError: the archive, prompts or folder are not fit for this run.
-        BackendError: the device cannot do it.
+        BackendError: the device cannot do it, or broke; the run can be resumed.
         OutputError: a result could not be written; the run can be resumed.
     """
     options, stop = options or RunOptions(), stop or Event()
@@ -177,7 +194,9 @@ def run(
                 folder,
                 ledger,
                 names,
-                Delivery(options.formats, options.min_confidence, index),
+                Delivery(
+                    options.formats, options.min_confidence, index, options.geometry == "strict"
+                ),
                 Budget(options.memory, stop),
                 options.limits,
                 Meter(trace),
@@ -189,12 +208,14 @@ def run(
             finally:
                 if trace:
                     trace.close()
-            summary = _summarise(stream, archive, out, resumed)
+                    if trace.failure:
+                        folder.log("trace off", error=trace.failure)
+            summary = _summarise(stream, archive, out, resumed, options)
             figures = [asdict(stage) for stage in summary.stages]
             folder.log("stages", seconds=round(summary.seconds, 3), stages=figures)
             if summary.interrupted:
                 folder.log("interrupted", items=summary.items)
-                return summary
+                return replace(summary, silenced=folder.silenced)
             write_manifest(folder, ledger.outcomes())
             write_duplicates(folder, ledger.duplicates())
             facts = report_facts(labeller, archive, prompts, summary)
@@ -203,9 +224,9 @@ def run(
                 summary = replace(
                     summary, collected=_collect(stream, archive, options, list(index))
                 )
-        folder.log("end", items=summary.items, **summary.counts)
-        folder.write(SUCCESS, b"")
-    return summary
+        folder.log("end", items=summary.items, **summary.counts, **summary.listing)
+        folder.write(SUCCESS, (json.dumps(summary.listing) + "\n").encode())
+        return replace(summary, silenced=folder.silenced)
 
 
 def _collect(stream: Stream, archive: Archive, options: RunOptions, labels: list[str]) -> Collected:
@@ -221,7 +242,9 @@ def _collect(stream: Stream, archive: Archive, options: RunOptions, labels: list
     )
 
 
-def _summarise(stream: Stream, archive: Archive, out: Path, resumed: int) -> RunSummary:
+def _summarise(
+    stream: Stream, archive: Archive, out: Path, resumed: int, options: RunOptions
+) -> RunSummary:
     ledger, meter = stream.ledger, stream.meter
     return RunSummary(
         folder=out,
@@ -233,7 +256,14 @@ def _summarise(stream: Stream, archive: Archive, out: Path, resumed: int) -> Run
         unmatched=_unmatched(stream.prompts, stream.seen),
         duplicates=sum(len(items) - 1 for _, items in ledger.duplicates()),
         repeated=stream.repeated,
+        listing={
+            "listed": stream.listed,
+            "committed": stream.committed,
+            "resumed": stream.resumed,
+            "repeated": stream.repeated,
+        },
         collected=None,
+        doubtful=ledger.doubtful() if set(PLACED) & set(options.outputs) else 0,
         interrupted=stream.stop.is_set(),
         seconds=meter.seconds,
         stages=tuple(meter.figures()),
@@ -246,6 +276,7 @@ def fingerprint(
     labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
 ) -> dict[str, Any]:
     """What decides the bytes of a run, as plain JSON values."""
+    strict = {"geometry": options.geometry} if options.geometry != "warn" else {}
     return {
         "archive": archive.identity,
         "selection": archive.selection,
@@ -255,6 +286,7 @@ def fingerprint(
         "min_confidence": options.min_confidence,
         "hash_names": options.hash_names,
         "versions": versions(),
+        **strict,  # said only where it is not the default: older runs go on
         **labeller.identity(),
     }
 
@@ -283,6 +315,7 @@ def report_facts(
         **labeller.facts(),
         "items": summary.items,
         "items with the bytes of another": summary.duplicates,
+        "items with made-up geometry": summary.doubtful,
         "other files ignored": dict(summary.ignored),
         "seconds": round(summary.seconds, 1),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),

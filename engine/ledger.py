@@ -144,12 +144,13 @@ class Ledger:
         """Distinct items."""
         return self._db.execute("SELECT COUNT(DISTINCT item) FROM outcomes").fetchone()[0]
 
-    def doubtful(self) -> int:
-        """Items with masks whose geometry is not known, see ``Outcome.geometry``."""
+    def doubtful(self, frames: int = 1) -> int:
+        """Items of at least so many frames, with masks, whose geometry is not known."""
         query = (
-            f"SELECT COUNT(DISTINCT item) FROM ({self._select}) WHERE geometry != '' AND mask != ''"
+            f"SELECT COUNT(DISTINCT item) FROM ({self._select}) "
+            "WHERE geometry != '' AND mask != '' AND frames >= ?"
         )
-        return self._db.execute(query).fetchone()[0]
+        return self._db.execute(query, (frames,)).fetchone()[0]
 
     def reasons(self) -> Counter[str]:
         """Quarantined items per reason."""

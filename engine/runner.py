@@ -45,7 +45,6 @@ from medclipsam.engine.work import Delivery
 
 MEMORY = 1 << 30
 GEOMETRY = ("warn", "strict")
-PLACED = ("nifti", "nnunet")  # outputs that must say where a pixel lies
 
 
 @dataclass(frozen=True)
@@ -263,13 +262,20 @@ def _summarise(
             "repeated": stream.repeated,
         },
         collected=None,
-        doubtful=ledger.doubtful() if set(PLACED) & set(options.outputs) else 0,
+        doubtful=_count_doubtful(ledger, options),
         interrupted=stream.stop.is_set(),
         seconds=meter.seconds,
         stages=tuple(meter.figures()),
         idle=meter.idle,
         idle_queued=meter.idle_queued,
     )
+
+
+def _count_doubtful(ledger: Ledger, options: RunOptions) -> int:
+    """Items that a file of the run gives a made-up place; nnU-Net's pictures have none."""
+    if "nifti" in options.formats:
+        return ledger.doubtful()
+    return ledger.doubtful(frames=2) if "nnunet" in options.collections else 0
 
 
 def fingerprint(

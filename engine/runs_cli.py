@@ -115,5 +115,7 @@ def print_collected(collected: Any) -> None:
     """Where collections lie, how many cases they hold, and what was left out."""
     for name, path in collected.paths.items():
         click.echo(f"{name}: {collected.taken[name]} cases in {path}")
+    if collected.doubtful:
+        click.echo(f"made-up geometry: {collected.doubtful} cases of nnunet; see its cases.csv")
     for reason, count in sorted(collected.left_out.items()):
         click.echo(f"left out, {reason}: {count}")

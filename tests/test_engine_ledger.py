@@ -199,10 +199,11 @@ def make_old(path, rows):
 
 
 def test_geometry_is_kept_and_counted_by_items(path):
-    tilted, flat = (replace(row(n), geometry="uneven", mask="m") for n in (1, 2))
+    tilted, flat = (replace(row(n), geometry="uneven", mask="m", frames=n) for n in (1, 2))
+    lost = replace(row(4), geometry="uneven", status="quarantined")
     with Ledger(path) as ledger:
-        ledger.commit([tilted, replace(tilted, label="b"), flat, row(3)])
-        assert ledger.doubtful() == 2
+        ledger.commit([tilted, replace(tilted, label="b"), flat, row(3), lost])
+        assert (ledger.doubtful(), ledger.doubtful(2), ledger.doubtful(3)) == (2, 1, 0)
         assert next(iter(ledger.outcomes())).geometry == "uneven"
 
 
@@ -216,7 +217,7 @@ def test_a_ledger_of_the_version_before_is_read_and_goes_on(path):
     for _ in range(2):
         with Ledger(path) as ledger:
             assert list(ledger.outcomes())[:2] == [FULL, row(1)]
-            ledger.commit([replace(row(2 + ledger.items()), geometry="flat", mask="m")])
+            ledger.commit([replace(row(2 + ledger.items()), geometry="flat", mask="m", frames=1)])
     with Ledger(path, readonly=True) as ledger:
         assert ledger.doubtful() == 2
     with sqlite3.connect(path) as db:

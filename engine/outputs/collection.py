@@ -24,11 +24,13 @@ class Collected:
         paths: collection → where it lies.
         taken: collection → cases in it.
         left_out: reason → cases in no collection, or not in the one that the reason names.
+        doubtful: volumes in ``nnunet`` whose geometry is made up.
     """
 
     paths: dict[str, Path]
     taken: Counter[str]
     left_out: Counter[str]
+    doubtful: int = 0
 
 
 def collect(
@@ -59,6 +61,7 @@ def collect(
     """
     taken: Counter[str] = Counter(dict.fromkeys(formats, 0))
     left_out: Counter[str] = Counter()
+    doubtful = 0
     with ExitStack() as stack:
         collections = {
             kind: stack.enter_context(_open(kind, folder, labels, name))
@@ -76,8 +79,14 @@ def collect(
                     taken[kind] += 1
                 except InputError as exc:
                     left_out[f"{kind}, {exc.stage}: {exc.reason}"] += 1
+                else:
+                    doubtful += kind == "nnunet" and _is_doubtful(case)
     places = {"coco": NAME, "nnunet": FOLDER}
-    return Collected({kind: folder / places[kind] for kind in taken}, taken, left_out)
+    return Collected({kind: folder / places[kind] for kind in taken}, taken, left_out, doubtful)
+
+
+def _is_doubtful(case: Case) -> bool:
+    return any(row.geometry and row.frames > 1 for row in case.outcomes.values())
 
 
 def _open(

@@ -44,7 +44,7 @@ class _Dataset:
     channels: tuple[str, ...]
     ending: str
     reader: str
-    cases: list[tuple[str, str]] = field(default_factory=list)
+    cases: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class NnunetFolder:
@@ -59,7 +59,8 @@ class NnunetFolder:
 
     In label files 0 is background and then come the labels in their order; where masks
     overlap the label named first wins. A label that was not asked of an item is background
-    there. ``cases.csv`` of a dataset says which item each case is.
+    there. ``cases.csv`` of a dataset says which item each case is, and why its geometry is
+    made up where it is.
     """
 
     def __init__(self, staging: Staging, labels: Sequence[str], name: str):
@@ -95,7 +96,7 @@ class NnunetFolder:
         identifier = _identify(case.item)
         for ending, data in _encode(frames, burnt, grid, dataset):
             self._staging.write(f"{dataset.folder}/{ending.format(identifier)}", data)
-        dataset.cases.append((identifier, case.item))
+        dataset.cases.append((identifier, case.item, grid.doubt if volume else ""))
 
     def finish(self) -> None:
         """Write what closes each dataset."""
@@ -110,7 +111,7 @@ class NnunetFolder:
             text = json.dumps(page, indent=2, ensure_ascii=False) + "\n"
             self._staging.write(f"{dataset.folder}/dataset.json", text.encode())
             table = io.StringIO()
-            csv.writer(table).writerows([("case", "item"), *dataset.cases])
+            csv.writer(table).writerows([("case", "item", "geometry"), *dataset.cases])
             self._staging.write(f"{dataset.folder}/cases.csv", table.getvalue().encode())
 
     def _dataset(self, volume: bool, colour: bool) -> _Dataset:

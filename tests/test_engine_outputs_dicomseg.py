@@ -243,13 +243,62 @@ def test_a_series_that_is_not_parallel_is_not_placed():
     assert "FrameOfReferenceUID" not in seg
 
 
-def test_a_series_that_rounds_differently_is_placed():
+@pytest.mark.parametrize("rounding", [1e-6, 4e-4])
+def test_a_series_that_rounds_differently_is_placed(rounding):
     sources = series()
-    sources[2].ImageOrientationPatient = [v + 1e-6 for v in AXES]
-    sources[1].PixelSpacing = [v + 1e-6 for v in SPACING]
+    sources[2].ImageOrientationPatient = [v + rounding for v in AXES]
+    sources[1].PixelSpacing = [v + rounding for v in SPACING]
     seg = read(encode(sources))
     np.testing.assert_array_equal(by_instance(seg, sources), stacked())
     assert places(seg) == expected_places(MASKS)
+
+
+@pytest.mark.parametrize("left_out", [1, 2])
+def test_a_series_with_a_gap_keeps_its_true_places(left_out):
+    sources = series()
+    kept = [k for k in range(FRAMES) if k != left_out]
+    masks = {label: mask[kept] for label, mask in MASKS.items()}
+    seg = read(encode([sources[k] for k in kept], masks))
+    there = {label: mask.copy() for label, mask in MASKS.items()}
+    for mask in there.values():
+        mask[left_out] = False
+    assert places(seg) == expected_places(there)
+
+
+def dose() -> Dataset:
+    return image(
+        uid.RTDoseStorage,
+        NumberOfFrames=FRAMES,
+        FrameOfReferenceUID="1.2.826.1.9",
+        ImagePositionPatient=SPOTS[0],
+        ImageOrientationPatient=AXES,
+        PixelSpacing=list(SPACING),
+        GridFrameOffsetVector=[k * STEP for k in range(FRAMES)],
+    )
+
+
+def scintigram() -> Dataset:
+    where = Dataset()
+    where.ImagePositionPatient, where.ImageOrientationPatient = SPOTS[0], AXES
+    return image(
+        uid.NuclearMedicineImageStorage,
+        NumberOfFrames=FRAMES,
+        FrameOfReferenceUID="1.2.826.1.9",
+        DetectorInformationSequence=[where],
+        PixelSpacing=list(SPACING),
+        SpacingBetweenSlices=STEP,
+        SliceVector=list(range(1, FRAMES + 1)),
+    )
+
+
+@pytest.mark.parametrize("make", [dose, scintigram])
+def test_frames_placed_by_offsets_and_detectors_lie_there(make):
+    source = make()
+    seg = read(encode([source]))
+    np.testing.assert_array_equal(by_frame(seg, source), stacked())
+    assert places(seg) == expected_places(MASKS)
+    assert seg.FrameOfReferenceUID == "1.2.826.1.9"
+    assert encode([source]) == encode([make()])
 
 
 @pytest.mark.parametrize("kind", ["series", "multi-frame"])

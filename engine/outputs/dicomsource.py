@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, DS, TM
 
+from medclipsam.engine.archive.geometry import COSINES, read_planes
+from medclipsam.engine.archive.spacing import SAME
 from medclipsam.engine.errors import InputError
 
 IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
@@ -23,7 +25,6 @@ EXPECTED = (  # may be empty, must be there
 )
 FORMS = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 MOMENTS = ("Content", "Acquisition", "Series", "Study")
-SAME = 1e-4  # cosines and mm by which the files of a series may round differently
 LONG_AGO = ("19000101", "000000")
 SHARED = ("PixelMeasuresSequence", "PlaneOrientationSequence")
 
@@ -56,6 +57,7 @@ def _mend(head: Dataset) -> Dataset:
         if head.get(keyword) is None or not _is_valid(keyword, head[keyword].value):
             setattr(head, keyword, "")
     _share(head)
+    _spread(head)
     return head
 
 
@@ -83,6 +85,28 @@ def _share(head: Dataset) -> None:
             setattr(shared, keyword, first)
 
 
+def _spread(head: Dataset) -> None:
+    """Say of each frame where it lies, where an object without functional groups tells it."""
+    count = int(head.get("NumberOfFrames") or 1)
+    if count < 2 or "PerFrameFunctionalGroupsSequence" in head:
+        return
+    planes = read_planes(head, count)
+    if isinstance(planes, str):
+        return
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = [DS(value, auto_format=True) for value in planes.spacing]
+    cosines = (*planes.rows, *planes.columns)
+    orientation.ImageOrientationPatient = [DS(float(v), auto_format=True) for v in cosines]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    groups = []
+    for place in planes.positions:
+        group, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [DS(float(v), auto_format=True) for v in place]
+        group.PlanePositionSequence = [position]
+        groups.append(group)
+    head.SharedFunctionalGroupsSequence, head.PerFrameFunctionalGroupsSequence = [shared], groups
+
+
 def frame_references(heads: Sequence[Dataset], count: int) -> list[Reference]:
     """(SOP class, SOP instance, frame number) of ``count`` frames; 0 where files have but one."""
     if len(heads) == count and "NumberOfFrames" not in heads[0]:
@@ -100,7 +124,7 @@ def is_located(heads: Sequence[Dataset], count: int) -> bool:
     if len(planes) != count or any(not spot or not axes or not gap for spot, axes, gap in planes):
         return False
     spots, axes, gaps = (np.array(part, np.float64) for part in zip(*planes, strict=True))
-    if max(np.ptp(axes, axis=0).max(), np.ptp(gaps, axis=0).max()) > SAME:
+    if np.ptp(axes, axis=0).max() > COSINES or np.ptp(np.log(gaps), axis=0).max() > SAME:
         return False
     distances = spots @ np.cross(axes[0, :3], axes[0, 3:])
     return len(np.unique(distances)) == count
@@ -129,9 +153,11 @@ def _of(keyword: str, *groups: Dataset) -> Dataset:
 
 
 def align(heads: Sequence[Dataset]) -> None:
-    """Give the files of located frames what highdicom insists on: one orientation to the
-    last digit, and a slice thickness, where there is none the distance of the first two
-    frames or 1 mm."""
+    """Give the files of located frames what highdicom insists on.
+
+    That is one orientation and pixel spacing to the last digit, and a slice thickness: where
+    there is none, the distance of the first two frames, or 1 mm.
+    """
     spots = [np.array(spot, np.float64) for head in heads for spot, _, _ in _planes(head)]
     gap = float(np.linalg.norm(spots[1] - spots[0])) if len(spots) > 1 else 1.0
     for head in heads:
@@ -141,6 +167,7 @@ def align(heads: Sequence[Dataset]) -> None:
             holder.SliceThickness = round(gap, 6)
         if not shared:
             head.ImageOrientationPatient = heads[0].ImageOrientationPatient
+            head.PixelSpacing = heads[0].PixelSpacing
 
 
 def moment(head: Dataset) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from medclipsam.engine.archive.spacing import SAME, read_numbers
 COSINES = 1e-3  # by which direction cosines that count as equal may differ
 OFF = 0.1  # mm by which a slice may lie off its place, and part of the slices' distance
 ASKEW = 0.01  # cosine between rows and columns, and error of their length
+TOUCHING = 1e-3  # mm along the normal between slices at one place
 FLAT = 0.01  # part of the way from slice to slice that must lead out of their plane
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 # Pointed to by FrameIncrementPointer where frames are moments: FrameTime, FrameTimeVector.
@@ -143,16 +144,23 @@ def make_affine(planes: Planes) -> np.ndarray | str:
 
 def _uneven(positions: np.ndarray, step: np.ndarray, normal: np.ndarray) -> str:
     """Why frames make no even grid, or nothing."""
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    gaps = np.diff(heights[order])
+    if gaps.min() <= TOUCHING:
+        apart = np.linalg.norm(np.diff(positions[order], axis=0), axis=1).min()
+        where = "at the same place" if apart <= TOUCHING else "beside each other in one plane"
+        return f"several of its slices lie {where}"
+    if np.diff(order).min() < 0 < np.diff(order).max():
+        return "its slices are not in the order of their places"
     length = float(np.linalg.norm(step))
-    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    if gaps.min() == 0:
-        return "several of its slices lie at the same place"
-    expected = positions[0] + np.arange(len(positions))[:, None] * step
-    if np.linalg.norm(positions - expected, axis=1).max() > min(OFF, OFF * length):
-        return f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart"
-    if abs(step @ normal) <= FLAT * length:
-        return "its slices lie beside each other in one plane"
-    return ""
+    off = positions - positions[0] - np.arange(len(positions))[:, None] * step
+    if np.linalg.norm(off, axis=1).max() <= min(OFF, OFF * length):
+        steep = abs(step @ normal) > FLAT * length
+        return "" if steep else "its slices lie almost beside each other"
+    if np.abs(off @ normal).max() <= min(OFF, OFF * length):
+        return "its slices are shifted against each other"
+    return f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart"
 
 
 def _stack(ds: Dataset, count: int, first: np.ndarray, normal: np.ndarray) -> np.ndarray | str:

@@ -1,0 +1,50 @@
+"""Which texts have passed before, of any number of them, in memory that does not grow."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from types import TracebackType
+
+from medclipsam.engine.errors import OutputError
+
+DIGEST = 16  # bytes kept of each: among 10⁹ texts two are confused with a chance of 10⁻²¹
+
+
+class Seen:
+    """A set of texts that lies in a nameless temporary file; a context manager.
+
+    SQLite holds a few pages of it in memory, the file is gone with the process.
+
+    Raises:
+        OutputError: the temporary folder is full.
+    """
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("BEGIN")  # one that never ends: nothing of it is to be durable
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def add(self, text: str) -> bool:
+        """Remember ``text``; False if it was there before."""
+        data = text.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(data, digest_size=DIGEST).digest()
+        try:
+            done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,))
+        except sqlite3.Error as exc:
+            raise OutputError(
+                f"cannot remember which items were listed ({exc}); free space in the temporary "
+                "folder, or name another one in TMPDIR"
+            ) from exc
+        return done.rowcount == 1

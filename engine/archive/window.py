@@ -46,11 +46,11 @@ def robust_window(values: np.ndarray, valid: np.ndarray | None = None) -> np.nda
     is shown. Of more than 2²⁴ values an evenly spaced subset stands for all.
 
     Args:
-        values: (F, H, W), any real dtype, finite.
-        valid: bool (F, H, W), pixels that count, such as all but DICOM padding.
+        values: (F, H, W) or (F, H, W, C), any real dtype, finite.
+        valid: bool of that shape, values that count, such as all but DICOM padding.
 
     Returns:
-        uint8 (F, H, W).
+        uint8 of that shape.
     """
     values = np.ascontiguousarray(values)
     counted = values.reshape(-1) if valid is None or not valid.any() else values[valid]

@@ -12,10 +12,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin
 from PIL import Image as PillowImage
+from PIL import JpegImagePlugin
 
-from medclipsam.engine.archive import png, tiff
+from medclipsam.engine.archive import bmp, png, tiff
 from medclipsam.engine.archive.codestream import CODINGS, read_frame
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.pages import Page, show_pages, stored_pages
@@ -27,12 +27,10 @@ MAGICS = {
     png.MAGIC: "PNG",
     b"\xff\xd8\xff": "JPEG",
     **dict.fromkeys(tiff.MAGICS, "TIFF"),
-    b"BM": "BMP",
+    bmp.MAGIC: "BMP",
 }
 # The JPEGs that libjpeg-turbo reads, at 8 bits.
 READ_CODINGS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)
-# Windows' BITMAPINFOHEADER: pixels in another format inside a BMP.
-BMP_CODINGS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK RLE", 13: "CMYK RLE"}
 
 
 def raster_kind(data: bytes) -> str:
@@ -84,7 +82,7 @@ def _read_pages(data: bytes, limits: Limits) -> Sequence[Page]:
             return tiff.read_tiff(data, limits)
         if kind == "PNG":
             return [png.read_png(data, limits)]
-        return [_read_jpeg(data, limits) if kind == "JPEG" else _read_bmp(data, limits)]
+        return [_read_jpeg(data, limits) if kind == "JPEG" else bmp.read_bmp(data, limits)]
     except (InputError, MemoryError):
         raise
     except PillowImage.DecompressionBombError as exc:
@@ -103,29 +101,7 @@ def _read_jpeg(data: bytes, limits: Limits) -> Page:
             f"expected a JPEG of 8 bits, got {CODINGS[frame.coding]} of {frame.bits} bits",
         )
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as picture:
-        return _load(picture, limits)
-
-
-def _read_bmp(data: bytes, limits: Limits) -> Page:
-    if int.from_bytes(data[14:18], "little") >= 40:
-        coding = int.from_bytes(data[30:34], "little")
-        if coding in BMP_CODINGS:
-            raise refuse("unsupported", f"no decoder for {BMP_CODINGS[coding]} inside a BMP")
-    with BmpImagePlugin.BmpImageFile(io.BytesIO(data)) as picture:
-        return _load(picture, limits)
-
-
-def _load(picture: ImageFile.ImageFile, limits: Limits) -> Page:
-    """The page of an 8-bit picture, its size checked before it is decoded."""
-    limits.check_pixels(1, picture.size[1], picture.size[0])
-    picture.load()
-    if picture.mode == "P":
-        colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        return Page(np.array(picture), 255, colours)
-    if picture.mode == "1":
-        return Page(np.array(picture).astype(np.uint8), 1)
-    if picture.mode == "RGBA":
-        pixels = np.array(picture)
-        return Page(pixels[..., :3], 255, alpha=pixels[..., 3])
-    known = picture.mode in ("L", "RGB")
-    return Page(np.array(picture if known else picture.convert("RGB")), 255)
+        limits.check_pixels(1, picture.size[1], picture.size[0])
+        picture.load()
+        known = picture.mode in ("L", "RGB")
+        return Page(np.array(picture if known else picture.convert("RGB")), 255)

@@ -29,6 +29,8 @@ class Stream:
         """The next ``size`` bytes, or fewer at the end."""
         try:
             data = self._file.read(size)
+        except gzip.BadGzipFile:
+            raise
         except OSError as exc:
             raise refuse("unreadable", "the container cannot be read on from here") from exc
         self.position += len(data)
@@ -51,6 +53,10 @@ class GzipStream(Stream):
     def read(self, size: int) -> bytes:
         try:
             data = super().read(size)
+        except gzip.BadGzipFile as exc:
+            if self.position and str(exc).startswith("Not a gzipped file"):
+                return b""  # what follows the last member is no gzip: its end, as for gunzip
+            raise refuse("unreadable", "expected an intact gzip file, got damaged content") from exc
         except EOFError as exc:
             raise refuse("truncated", "expected a whole gzip file, got only a part") from exc
         except zlib.error as exc:

@@ -1,5 +1,7 @@
 """Members of tar files, plain or gzipped, one after the other.
 
+A file may be several tar files joined, as ``cat a.tar b.tar`` makes it: each is read.
+
 Headers are walked here rather than by ``tarfile``, which takes a damaged header for the
 end of the archive, keeps every header, and reads extended ones of any size at once.
 """
@@ -26,6 +28,8 @@ LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX = b"L", b"K", (b"x", b"X"), b"g"
 REGULAR = (b"0", b"\0", b"7")
 NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 FOLDER, SPARSE = b"5", b"S"
+MAGIC, MAGIC_AT = b"ustar", 257
+PIECE = 1 << 20  # bytes searched at a time behind an end mark
 RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
@@ -113,8 +117,12 @@ class _Body:
 def _headers(stream: Stream) -> Iterator[Header]:
     defaults: dict[str, str] = {}
     own: dict[str, str] = {}
-    read = partial(_read_header, stream)
-    while (info := read()) is not None:
+    block = _next_block(stream)
+    while block:
+        if not block.strip(b"\0"):
+            block, defaults, own = _behind_end(stream), {}, {}
+            continue
+        info = _parse_header(block, stream)
         if info.type in (LONG_NAME, LONG_LINK, GLOBAL_PAX, *PAX):
             payload = _payload(stream, info)
             if info.type == LONG_NAME:
@@ -123,22 +131,59 @@ def _headers(stream: Stream) -> Iterator[Header]:
                 defaults |= _records(payload)
             elif info.type in PAX:
                 own |= _records(payload)
-            continue
-        header = _merge(info, stream, {**defaults, **own})
-        yield header
-        stream.skip_to(header.end)
-        own = {}
+        else:
+            header = _merge(info, stream, {**defaults, **own})
+            yield header
+            stream.skip_to(header.end)
+            own = {}
+        block = _next_block(stream)
 
 
-def _read_header(stream: Stream) -> tarfile.TarInfo | None:
-    """The header at the stream's position, or None at the end mark."""
+def _next_block(stream: Stream) -> bytes:
+    """The next header, or the zeros that mark an end."""
     block = stream.read(BLOCK)
+    if stream.position == 0:
+        raise refuse("empty", "expected a tar file, got 0 bytes")
     if len(block) < BLOCK:
-        if stream.position == 0:
-            raise refuse("empty", "expected a tar file, got 0 bytes")
         raise refuse("truncated", f"expected an end mark, got the end at byte {stream.position}")
-    if not block.strip(b"\0"):
-        return None
+    return block
+
+
+def _behind_end(stream: Stream) -> bytes:
+    """The first header of the tar file that follows an end mark; nothing where none does.
+
+    Zeros fill up a tar file. Other bytes that are no header are nobody's members, but a tar
+    file somewhere behind them is one whose beginning is damaged.
+    """
+    block = stream.read(BLOCK)
+    while len(block) == BLOCK and not block.strip(b"\0"):
+        block = stream.read(BLOCK)
+    if len(block) == BLOCK and (_is_header(block) or block.startswith(MAGIC, MAGIC_AT)):
+        return block
+    at, kept = stream.position - len(block), block
+    while kept:
+        for found in re.finditer(MAGIC, kept):
+            start = found.start() - MAGIC_AT
+            if start >= 0 and _is_header(kept[start : start + BLOCK]):
+                raise refuse(
+                    "unreadable",
+                    f"expected a tar file behind the end mark before byte {at}, got other data "
+                    "and then a tar header; repair the container",
+                )
+        more = stream.read(PIECE)
+        kept = kept[-BLOCK:] + more if more else b""
+    return b""
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _parse_header(block: bytes, stream: Stream) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as exc:

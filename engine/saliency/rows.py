@@ -113,11 +113,19 @@ def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[tuple[Pr
 
 
 def _embed(model: ClipEncoder, batch: list[tuple[_Open, int, int]]) -> None:
-    """Embed one batch and hand each probe its part."""
-    parts = [entry.probe.make(start, stop) for entry, start, stop in batch]
-    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if short := model.rows - len(rows):
-        rows = torch.cat([rows, rows[:1].expand(short, -1, -1, -1)])
+    """Embed one batch and hand each probe its part.
+
+    Rows of whatever layout are copied into one contiguous batch: arithmetic chooses its
+    kernels by the layout too, and a row's bytes must not depend on its neighbours.
+    """
+    rows, at = torch.empty(0), 0
+    for entry, start, stop in batch:
+        made = entry.probe.make(start, stop)
+        if not at:
+            rows = made.new_empty((model.rows, *made.shape[1:]))
+        rows[at : at + len(made)] = made
+        at += len(made)
+    rows[at:] = rows[:1]
     embeddings = model.score(rows)
     at = 0
     for entry, start, stop in batch:

@@ -71,7 +71,8 @@ class Bench:
     def refine(self, pool: ThreadPoolExecutor) -> None:
         """Dense CRF and boxes of all frames, on threads."""
         asked = [self.prompts] * len(self.frames)
-        self.found = list(pool.map(self.engine.pipeline.refine, self.frames, asked, self.answers))
+        refine = self.engine.pipeline.refine
+        self.found = list(pool.map(lambda *f: list(refine(*f)), self.frames, asked, self.answers))
 
     def segment(self) -> None:
         """All boxes through SAM, in full batches."""

@@ -10,6 +10,10 @@
 A message says what was wrong, where, and what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -68,3 +72,26 @@ class InputError(MedclipsamError):
         super().__init__(message)
         self.stage = stage
         self.reason = reason
+
+
+@contextmanager
+def at_stage(name: str) -> Iterator[None]:
+    """Mark whatever is raised inside with the stage it comes from; the innermost mark stays.
+
+    Args:
+        name: a verb of the pipeline, such as ``refine_mask``; see ``stage_of``.
+    """
+    try:
+        yield
+    except Exception as exc:
+        if not hasattr(exc, _MARK):
+            setattr(exc, _MARK, name)
+        raise
+
+
+def stage_of(exc: BaseException) -> str:
+    """The stage that raised ``exc``, as ``at_stage`` or an InputError tells; else empty."""
+    return exc.stage if isinstance(exc, InputError) else getattr(exc, _MARK, "")
+
+
+_MARK = "_medclipsam_stage"

@@ -14,16 +14,18 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor as Pool
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event
 from typing import ClassVar
 
 import numpy as np
-import torch
 
-from medclipsam.engine.errors import BackendError, ConfigError, InputError, MedclipsamError
+from medclipsam.engine.errors import at_stage, stage_of
+from medclipsam.engine.faults import refuse_broken
+from medclipsam.engine.hop import Hop
 from medclipsam.engine.inbox import Inbox
 from medclipsam.engine.meter import Meter
 from medclipsam.engine.types import Segment
@@ -54,20 +56,20 @@ class Surroundings:
     """What an executor works with, whatever its models.
 
     Attributes:
-        pool: CPU threads for refine_mask.
+        refiners: CPU threads for refine_mask.
         inbox: where loaded items and refined frames arrive.
         meter: where the time goes.
         done: called with each item whose frames are all through, or that failed.
-        failed: called with an item and the traceback's exception, to be logged.
+        failed: called with an item, the stage and the exception that it is given up for.
         keep_saliency: keep maps as uint16 in ``Work.saliency``.
         keep_crf: keep ``Segment.crf_mask`` in ``Work.segments``.
     """
 
-    pool: Pool
+    refiners: Hop
     inbox: Inbox
     meter: Meter
     done: Callable[[Work], None]
-    failed: Callable[[Work, Exception], None]
+    failed: Callable[[Work, str, Exception], None]
     keep_saliency: bool = False
     keep_crf: bool = False
 
@@ -78,9 +80,11 @@ class Executor(ABC):
     SAVER: ClassVar[str]  # what to lower where the device has too little memory
 
     def __init__(self, around: Surroundings):
-        self.pool, self.inbox, self.meter = around.pool, around.inbox, around.meter
+        self.inbox, self.meter = around.inbox, around.meter
         self.done, self.failed = around.done, around.failed
         self.keep_saliency, self.keep_crf = around.keep_saliency, around.keep_crf
+        self._refiners = around.refiners
+        self._refining = 0  # frames with the CPU threads
         self._loaded: deque[tuple[Work, int]] = deque()
 
     @abstractmethod
@@ -99,19 +103,23 @@ class Executor(ABC):
     def run(self, stop: Event) -> None:
         """Work until the inbox is closed and everything is done.
 
-        Once ``stop`` is set, items that were loaded but not begun are dropped.
+        Once ``stop`` is set, what was not begun is dropped, and what is still being read or
+        listed is not waited for.
         """
         patient = True
         while True:
-            # In this order: what ended before it was counted has left its event.
-            closed, moving = self.inbox.closed, self.inbox.moving
-            self.inbox.drain(block=False)
+            closed, moving = self.inbox.look()
+            news = self.inbox.drain(block=False)
             if stop.is_set():
                 self._drop_unbegun()
+                if not self._queued and not self._refining:
+                    return
             step = self._next_step(moving > 0 and patient)
             if step:
                 step()
                 patient = True
+            elif news:
+                continue  # what a message has begun was not in the count
             elif closed and not moving and not self._queued:
                 return
             else:
@@ -121,7 +129,7 @@ class Executor(ABC):
                 self.meter.rest(time.perf_counter() - start, queued)
 
     def load(self, work: Work) -> None:
-        """Take an item that has been read; called by an event of the inbox."""
+        """Take an item that has been read; called by a message of the inbox."""
         if work.error is not None or work.image is None:
             self.done(work)
             return
@@ -150,10 +158,34 @@ class Executor(ABC):
         self._count_down(work)
         return None
 
+    @contextmanager
+    def _at(self, stage: str, items: int = 1) -> Iterator[None]:
+        """Time a stage, and mark what it raises with its name."""
+        with self.meter.work(stage, items), at_stage(stage):
+            yield
+
+    def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
+        """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
+
+        def task() -> Step:
+            try:
+                with at_stage("refine_mask"):
+                    return partial(self._refined, refine())
+            except Exception as exc:
+                return partial(self._refined, partial(self._fail, frame.work, exc))
+
+        self._refining += 1
+        self._refiners.send(task)
+
+    def _refined(self, then: Step) -> None:
+        self._refining -= 1
+        then()
+
     def _keep(self, frame: Frame, segments: dict[str, Segment]) -> None:
-        """Put a frame's results into its item, without what nobody will write."""
+        """A frame is through: keep what is delivered of it."""
+        if self.keep_saliency:
+            frame.work.saliency[frame.index] = frame.saliency
         nothing = np.empty((0, 0), np.float32)
-        frame.work.saliency[frame.index] = frame.saliency
         frame.work.segments[frame.index] = {
             label: replace(
                 segment,
@@ -166,12 +198,11 @@ class Executor(ABC):
 
     def _one_by_one(self, frames: Sequence[Frame], exc: Exception) -> None:
         """Frames whose shared batch failed, each alone, to find the culprit."""
-        self._refuse_fatal(exc)
+        refuse_broken(exc, self.SAVER)
         for frame in frames:
             try:
                 segments = self._segment_alone(frame)
             except Exception as own:
-                self._refuse_fatal(own)
                 self._fail(frame.work, own)
                 continue
             if self.keep_saliency:
@@ -179,25 +210,20 @@ class Executor(ABC):
             self._keep(frame, segments)
 
     def _fail(self, work: Work, exc: Exception) -> None:
-        """One frame of an item cannot be processed: the item is given up."""
+        """One frame of an item cannot be processed: the item is given up.
+
+        Raises:
+            MedclipsamError: it is no fault of the item.
+        """
+        refuse_broken(exc, self.SAVER)
         if work.error is None:
-            work.error = InputError("segment", "failed", f"{type(exc).__name__}: {exc}")
-            self.failed(work, exc)
+            self.failed(work, stage_of(exc), exc)
         self._count_down(work)
 
     def _count_down(self, work: Work) -> None:
         work.missing -= 1
         if work.missing == 0:
             self.done(work)
-
-    def _refuse_fatal(self, exc: Exception) -> None:
-        """Raise what is no fault of an item: a device without memory, a backend that broke."""
-        if isinstance(exc, torch.OutOfMemoryError):
-            raise BackendError(
-                f"the device ran out of memory ({exc}); lower it with {self.SAVER}"
-            ) from exc
-        if isinstance(exc, MedclipsamError) and not isinstance(exc, (ConfigError, InputError)):
-            raise exc
 
 
 def quantise(saliency: np.ndarray) -> np.ndarray:

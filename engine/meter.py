@@ -132,16 +132,22 @@ class Meter:
 class Trace:
     """Events in the JSON array format of trace viewers (Perfetto, chrome://tracing).
 
-    Written as they happen; a file that was never closed opens all the same.
+    Written as they happen; a file that was never closed opens all the same. One that cannot
+    be written any more is switched off: no run ends for its profile.
+
+    Attributes:
+        failure: why it breaks off, or empty.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be made.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._lock = threading.Lock()
         self._threads: dict[int, int] = {}
+        self.failure = ""
+        self._ended = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = path.open("w", encoding="utf-8")
@@ -161,11 +167,13 @@ class Trace:
 
     def close(self) -> None:
         """End the array."""
-        try:
-            self._file.write('{"name":"process_name","ph":"M","pid":1,"args":{"name":"run"}}\n]\n')
-            self._file.close()
-        except OSError as exc:
-            raise OutputError(f"cannot write {self._path}: {exc.strerror}") from exc
+        with self._lock:
+            self._put('{"name":"process_name","ph":"M","pid":1,"args":{"name":"run"}}\n]\n')
+            try:
+                self._file.close()
+            except OSError as exc:
+                self.failure = self.failure or f"cannot write {self._path}: {exc.strerror}"
+            self._ended = True
 
     def _write(self, event: dict[str, Any]) -> None:
         thread = threading.current_thread()
@@ -177,8 +185,12 @@ class Trace:
                 named = {"name": "thread_name", "ph": "M", "args": {"name": thread.name}}
                 lines.append({**named, "pid": 1, "tid": number})
             lines.append({**event, "pid": 1, "tid": number})
-            text = "".join(json.dumps(line, separators=(",", ":")) + ",\n" for line in lines)
-            try:
-                self._file.write(text)
-            except OSError as exc:
-                raise OutputError(f"cannot write {self._path}: {exc.strerror}") from exc
+            self._put("".join(json.dumps(line, separators=(",", ":")) + ",\n" for line in lines))
+
+    def _put(self, text: str) -> None:
+        if self.failure or self._ended:  # a read that hung may end after the run
+            return
+        try:
+            self._file.write(text)
+        except OSError as exc:
+            self.failure = f"cannot write {self._path}: {exc.strerror}"

@@ -19,6 +19,7 @@ from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
+from medclipsam.engine.errors import at_stage
 from medclipsam.engine.fit import Fit, fit_image, make_fit, unfit_map
 from medclipsam.engine.quality import agreement, border_contact
 from medclipsam.engine.saliency import Answer, Question, compute_saliency
@@ -116,7 +117,7 @@ class Pipeline:
         mapper: Mapper = map,
     ) -> list[dict[str, Segment]]:
         """Everything after ``compute_saliency``, whose answers it takes; else as ``segment``."""
-        found = list(mapper(self.refine, frames, prompts, answers))
+        found = list(mapper(lambda *frame: list(self.refine(*frame)), frames, prompts, answers))
         boxed = [n for n, group in enumerate(found) if any(len(f.boxes) for f in group)]
         embeddings = dict(
             zip(boxed, self.segmenter.encode_image([frames[n] for n in boxed]), strict=True)
@@ -168,14 +169,15 @@ class Pipeline:
 
     def refine(
         self, rgb: np.ndarray, prompts: Prompts, answer: tuple[np.ndarray, np.ndarray]
-    ) -> list[Found]:
-        """refine_mask and extract_boxes of one frame, for each prompt; runs on a CPU thread."""
+    ) -> Iterator[Found]:
+        """refine_mask and extract_boxes of one frame, prompt by prompt; runs on a CPU thread.
+
+        Consumed lazily: a float map at source size is made when it is asked for.
+        """
         solver = DenseCrf(rgb, self.config.crf)
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
-        return [
-            self._find_boxes(solver, fit, label, cells, float(contrast))
-            for label, cells, contrast in zip(prompts.labels, *answer, strict=True)
-        ]
+        for label, cells, contrast in zip(prompts.labels, *answer, strict=True):
+            yield self._find_boxes(solver, fit, label, cells, float(contrast))
 
     def _find_boxes(
         self, solver: DenseCrf, fit: Fit, label: str, cells: np.ndarray, contrast: float
@@ -186,7 +188,8 @@ class Pipeline:
         if not saliency.any():
             return Found(label, contrast, saliency, empty, none, "no-saliency", "none")
         mask = solver.mask(saliency)
-        boxes = select_boxes(mask, self.config.boxes)
+        with at_stage("extract_boxes"):
+            boxes = select_boxes(mask, self.config.boxes)
         reason = "" if len(boxes) else "no-component"
         if self.config.presence is not None and contrast < self.config.presence:
             boxes, reason = none, "not-in-image"

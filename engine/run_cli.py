@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,7 @@ from medclipsam.engine.options import (
     prompt_option,
     report_errors,
 )
+from medclipsam.engine.progress import Progress, say, unheard
 from medclipsam.engine.runs_cli import print_collected
 
 if TYPE_CHECKING:
@@ -155,14 +156,12 @@ def label_archive(
     from medclipsam.engine.runner import run as run_archive
     from medclipsam.engine.stopping import stop_on_signals
 
-    with (
-        Progress(archive) as progress,
-        stop_on_signals(lambda text: click.echo(text, err=True)) as stop,
-    ):
+    with Progress(archive) as progress, stop_on_signals(partial(say, err=True)) as stop:
         summary = run_archive(labeller, archive, prompts, out, options, progress.update, stop)
-    print_summary(summary)
-    if options.trace:
-        print_profile(summary)
+    with unheard():
+        print_summary(summary)
+        if options.trace:
+            print_profile(summary)
     sys.exit(summary.exit_code)
 
 
@@ -184,59 +183,6 @@ def run_options(options: dict[str, Any]) -> Any:
     )
 
 
-class Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, archive: Archive):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        self._console = Console(stderr=True)
-        self._last = 0
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("segment", total=None)
-        self._archive = archive
-
-    def __enter__(self) -> Progress:
-        from threading import Thread
-
-        self._bar.start()
-        if self._console.is_terminal and self._archive.countable:
-            Thread(target=self._count, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _count(self) -> None:
-        """The total, found beside the work: listing a large archive takes a while."""
-        self._bar.update(self._task, total=self._archive.count())
-
-    def update(self, finished: int, counts: Counter[str]) -> None:
-        text = "segment"
-        if counts["quarantined"]:
-            text += f" ({counts['quarantined']} quarantined)"
-        self._bar.update(self._task, completed=finished, description=text)
-        if not self._console.is_terminal and finished >= self._last + 50:
-            self._last = finished
-            click.echo(f"{finished} items, {text}", err=True)
-
-
 def print_summary(summary: RunSummary) -> None:
     """What a person wants to know at the end of a run."""
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items())) or "nothing"
@@ -244,6 +190,8 @@ def print_summary(summary: RunSummary) -> None:
     click.echo(f"{summary.items} items: {counts} ({summary.seconds:.0f} s, {rate:.2f} items/s)")
     if summary.resumed:
         click.echo(f"{summary.resumed} items were finished by an earlier attempt")
+    if summary.silenced:
+        click.echo(f"{summary.silenced}; the results are complete without it", err=True)
     if summary.interrupted:
         click.echo("Interrupted. Run the same command again to resume.", err=True)
         return
@@ -251,8 +199,8 @@ def print_summary(summary: RunSummary) -> None:
         click.echo(f"{summary.duplicates} items have the bytes of another: see duplicates.csv")
     if summary.doubtful:
         click.echo(
-            f"geometry not known, spacing or origin made up: {summary.doubtful} items; column\n"
-            "  geometry of manifest.parquet says why; --geometry strict quarantines them"
+            f"{summary.doubtful} items with made-up geometry: see manifest.parquet, or use "
+            "--geometry strict"
         )
     if summary.repeated:
         click.echo(f"{summary.repeated} entries of the archive name an item that was there before")

@@ -66,6 +66,9 @@ class RunFolder:
         path: a new or empty folder, or one that an equal run was stopped in.
         fingerprint: what decides the run's bytes, as plain JSON values.
 
+    Attributes:
+        silenced: why there is no log any more, or empty.
+
     Raises:
         ConfigError: the folder holds something else, a different run, or a running one.
         OutputError: it cannot be written.
@@ -74,39 +77,56 @@ class RunFolder:
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path = path
         self._logging = threading.Lock()
+        self._log: IO[str] | None = None
+        self.silenced = ""
+        self._look()  # before a lock file is put into a folder of somebody else
+        self._lock = self._take_lock()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            present = {child.name for child in path.iterdir()}
+            self._enter(fingerprint)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _look(self) -> set[str]:
+        """What the folder holds; it is made if need be."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            present = {child.name for child in self.path.iterdir()}
         except OSError as exc:
-            raise OutputError(f"cannot use {path} as output folder: {exc.strerror}") from exc
+            raise OutputError(f"cannot use {self.path} as output folder: {exc.strerror}") from exc
+        foreign = {name for name in present if not name.startswith(PREFIX)} - {LOCK, SCRATCH}
+        if foreign and FINGERPRINT not in present:
+            raise ConfigError(
+                f"{self.path} is neither empty nor a run folder; choose another with -o"
+            )
+        return present
+
+    def _enter(self, fingerprint: dict[str, Any]) -> None:
+        """Look once more, now that nobody else can begin or end a run here."""
+        present = self._look()
         if FINGERPRINT in present:
             self._compare(fingerprint)
-        elif any(not name.startswith(PREFIX) for name in present - {LOCK, SCRATCH}):
-            raise ConfigError(f"{path} is neither empty nor a run folder; choose another with -o")
-        self._lock = self._take_lock()
         self._make_scratch()
         if FINGERPRINT not in present:
             self.write(FINGERPRINT, _json(fingerprint))
-        (path / SUCCESS).unlink(missing_ok=True)
+        (self.path / SUCCESS).unlink(missing_ok=True)
         try:
-            self._log = (path / LOG).open("a", encoding="utf-8")
+            self._log = (self.path / LOG).open("a", encoding="utf-8")
         except OSError as exc:
-            raise self._log_failure(exc) from exc
+            self._silence(exc)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._log.close()
-        except OSError as exc:
-            if kind is None:  # else something worse is on its way
-                raise self._log_failure(exc) from exc
-        finally:
-            with suppress(OSError):  # files that somebody still writes stay there
-                (self.path / SCRATCH).rmdir()
-            with suppress(OSError):  # the lock file holds nothing
-                self._lock.close()
+        with self._logging:
+            if self._log is not None:
+                with suppress(OSError):  # every line was flushed when it was written
+                    self._log.close()
+        with suppress(OSError):  # files that somebody still writes stay there
+            (self.path / SCRATCH).rmdir()
+        with suppress(OSError):  # the lock file holds nothing
+            self._lock.close()
 
     def write(self, relative: str, data: bytes) -> None:
         """Put a file into the folder durably."""
@@ -118,20 +138,27 @@ class RunFolder:
         write_together(paths, self.path / SCRATCH)
 
     def log(self, event: str, **facts: Any) -> None:
-        """One line in ``log.jsonl``, from any thread."""
+        """One line in ``log.jsonl``, from any thread.
+
+        A log that cannot be written is no reason to lose results: it is switched off, and
+        ``silenced`` says why.
+        """
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        try:
-            with self._logging:
+        with self._logging:
+            if self._log is None or self._log.closed:
+                return
+            try:
                 self._log.write(line + "\n")
                 self._log.flush()
-        except OSError as exc:
-            raise self._log_failure(exc) from exc
+            except (OSError, ValueError) as exc:
+                self._silence(exc)
 
-    def _log_failure(self, exc: OSError) -> OutputError:
-        return OutputError(
-            f"cannot write {self.path / LOG}: {exc.strerror}. Free space, then run the same "
-            "command again"
-        )
+    def _silence(self, exc: OSError | ValueError) -> None:
+        log, self._log = self._log, None
+        self.silenced = f"{self.path / LOG} cannot be written ({exc})"
+        if log is not None:
+            with suppress(OSError, ValueError):
+                log.close()
 
     def _make_scratch(self) -> None:
         """A place for unfinished files; those of a killed run are removed."""

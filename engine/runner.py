@@ -26,7 +26,14 @@ from medclipsam.engine.labeller import Labeller
 from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.meter import Meter, StageFigures, Trace
 from medclipsam.engine.naming import HashedNames, PlainNames
-from medclipsam.engine.outputs import COLLECTIONS, FORMATS, Collected, label_folders, number_labels
+from medclipsam.engine.outputs import (
+    COLLECTIONS,
+    FORMATS,
+    Collected,
+    check_folder,
+    label_folders,
+    number_labels,
+)
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.report import write_report
 from medclipsam.engine.runfolder import (
@@ -180,6 +187,7 @@ def run(
     """
     options, stop = options or RunOptions(), stop or Event()
     index = _check_prompts(labeller, prompts)
+    check_folder(out)
     next(iter(archive))  # an archive without images leaves no folder
     with RunFolder(out, fingerprint(labeller, archive, prompts, options)) as folder:
         folder.log("start", archive=archive.name)

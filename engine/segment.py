@@ -145,14 +145,19 @@ class Segmenter:
         return torch.cat(logits), torch.cat(ious)
 
     def _gather(self, logits: Tensor, ious: Tensor, shape: tuple[int, int]) -> BoxMasks:
-        full = self.to_source(logits, shape)
-        above, below = (full > 1.0).sum((1, 2)), (full > -1.0).sum((1, 2))
-        stability = (above / below.clamp_min(1)).mean()
+        """The masks of one pair, one box after the other: of all of them at source size only
+        their union and counts are ever held."""
+        union, stabilities = torch.zeros(shape, dtype=torch.bool, device=logits.device), []
+        for low in logits:
+            full = self.to_source(low[None], shape)[0]
+            above, below = (full > 1.0).sum(), (full > -1.0).sum()
+            stabilities.append(above / below.clamp_min(1))
+            union |= full > 0
         return BoxMasks(
-            mask=(full > 0).any(0).cpu().numpy(),
+            mask=union.cpu().numpy(),
             logits=logits.cpu().numpy(),
             predicted_iou=float(ious.clamp(0, 1).mean()),
-            stability=float(stability),
+            stability=float(torch.stack(stabilities).mean()),
         )
 
     def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM ask a run to finish what is in flight; a second one ends it at once."""
+"""Ctrl-C, SIGTERM and a terminal that hangs up ask a run to finish what is in flight; a
+second one ends it at once."""
 
 from __future__ import annotations
 
@@ -7,14 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[Event]:
     """An event that the first signal sets; the second raises KeyboardInterrupt.
 
-    For the main thread, which alone may handle signals.
+    A signal that is ignored, as ``nohup`` has it, stays so. For the main thread, which alone
+    may handle signals.
+
+    Args:
+        say: tells a person; must not raise, because a signal may come anywhere.
     """
     stop = Event()
 
@@ -24,7 +29,8 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[Event]:
         stop.set()
         say("Finishing what is in flight; interrupt again to stop at once.")
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield stop
     finally:

@@ -4,16 +4,14 @@ list → read_image (threads, decode processes) → Executor (device; refine_mas
 → write_mask (threads) → commit (one thread, in groups)
 
 An item holds a part of the byte budget from before it is loaded until its rows are
-committed. Files are durable before rows.
+committed. Files are durable before rows. Every entry that is listed is counted, and so is
+everything that becomes of it.
 """
 
 from __future__ import annotations
 
-import queue
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,20 +21,27 @@ import cv2
 
 from medclipsam.engine.archive import Decoders, Entry, Limits
 from medclipsam.engine.budget import Budget
-from medclipsam.engine.errors import InputError
+from medclipsam.engine.commit import Committer, Finished, Observer
+from medclipsam.engine.errors import InputError, OutputError
 from medclipsam.engine.executor import Surroundings
-from medclipsam.engine.inbox import Inbox
+from medclipsam.engine.faults import refuse_broken
+from medclipsam.engine.hop import Hop
+from medclipsam.engine.inbox import Inbox, Message
 from medclipsam.engine.labeller import Labeller
 from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.meter import Meter
 from medclipsam.engine.naming import HashedNames, PlainNames
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.runfolder import RunFolder
-from medclipsam.engine.types import Image, ItemRef, Outcome, Prompts
+from medclipsam.engine.seen import Seen
+from medclipsam.engine.streak import MODELS, READ, SAM, WRITE, Streak
+from medclipsam.engine.types import Image, ItemRef, Prompts
 from medclipsam.engine.work import Delivery, Work, finish_work
 
 FLOOR = 4 << 20  # bytes an item of any size is taken to need while the stages work on it
-Observer = Callable[[int, Counter[str]], None]
+WORKING = 20  # bytes a pixel of a frame that is refined or decoded: float maps and logits
+GRACE = 5.0  # seconds that a stopped run waits for what it asked to end
+SAVER = "a smaller archive per run"  # nothing on a CPU thread has a batch
 
 
 @dataclass
@@ -45,7 +50,10 @@ class Stream:
 
     Attributes:
         seen: ids listed, where prompts are per item.
-        repeated: items that the archive listed more than once.
+        listed: entries that the archive listed.
+        repeated: of these, entries that name an item listed before.
+        resumed: of these, items that an earlier attempt had committed.
+        committed: of these, items that this attempt committed.
     """
 
     labeller: Labeller
@@ -60,57 +68,84 @@ class Stream:
     stop: Event
     observer: Observer | None = None
     seen: set[str] = field(default_factory=set)
+    listed: int = 0
     repeated: int = 0
+    resumed: int = 0
+    committed: int = 0
 
     def __post_init__(self) -> None:
-        self._inbox = Inbox()
-        self._finished: queue.SimpleQueue[tuple[Work, ItemRef, list[Outcome]] | None]
-        self._finished = queue.SimpleQueue()
-        self._flying: set[str] = set()
+        self._inbox = Inbox(self.stop)
         self._usual = 0  # bytes that items cost, a running mean
         self._sources: dict[str, ItemRef] = {}
-        self._broken = False
+        self._streak = Streak(self._commit_lost)
 
     def run(self, entries: Iterable[Entry]) -> None:
         """Drive every entry that has no row yet; returns when all are committed, or ``stop``.
 
         Raises:
-            OutputError: a result could not be written.
-            BackendError: the device cannot do it.
+            OutputError: a result could not be written, or an item is unaccounted for.
+            BackendError: the device cannot do it, or broke.
         """
         cv2.setNumThreads(1)  # images run side by side; OpenCV's own threads would compete
         threads = self.labeller.threads
         self.meter.set_workers(read_image=threads, refine_mask=threads, write_mask=threads)
         with ExitStack() as stack:
             self._decoders = stack.enter_context(Decoders(threads, self.limits))
-            pools = [ThreadPoolExecutor(threads, name) for name in ("read", "refine", "write")]
-            self._readers, refiners, self._writers = pools
-            committer = Thread(target=self._commit_all, name="commit", daemon=True)
+            self._ids = stack.enter_context(Seen())
+            self._readers = Hop("read_image", threads, self._inbox, self.meter)
+            refiners = Hop("refine_mask", threads, self._inbox, self.meter)
+            self._writers = Hop("write_mask", threads, self._inbox, self.meter, brings=False)
+            self._committer = Committer(
+                *(self.ledger, self.names, self.folder, self._inbox, self.meter),
+                *(self._let_go, self.observer),
+            )
             lister = Thread(target=self._list, args=(entries,), name="list", daemon=True)
-            executor = self.labeller.open_executor(self._surroundings(refiners))
-            self._executor = executor
-            self._inbox.begin()
-            committer.start()
-            lister.start()
+            broken = False
             try:
-                executor.run(self.stop)
+                self._executor = self.labeller.open_executor(self._surroundings(refiners))
+                self._inbox.begin()
+                lister.start()
+                self._executor.run(self.stop)
             except BaseException:
                 self.stop.set()
-                self._broken = True
+                broken = True
                 raise
             finally:
-                for pool in pools:
-                    pool.shutdown(cancel_futures=self._broken)
-                self._finished.put(None)
-                committer.join()
-                lister.join(timeout=5)
+                stopped = self.stop.is_set()
+                if stopped:
+                    self._decoders.close()  # what is still being read is not wanted any more
+                self._readers.close(drop=stopped, patience=GRACE if stopped else None)
+                refiners.close(drop=broken)
+                self._writers.close(drop=broken)
+                if not stopped:
+                    self._streak.end()
+                self._committer.close()
+                self.committed = self._committer.items
+                if lister.is_alive():
+                    lister.join(GRACE)
             self._inbox.drain(block=False)  # what a writer or the committer had to say
+            if not self.stop.is_set():
+                self._take_stock()
 
-    def _surroundings(self, pool: ThreadPoolExecutor) -> Surroundings:
+    def _surroundings(self, refiners: Hop) -> Surroundings:
         keep_saliency, keep_crf = (name in self.delivery.formats for name in ("saliency", "crf"))
         return Surroundings(
-            pool, self._inbox, self.meter, self._finish, self._log_failure, keep_saliency, keep_crf
+            *(refiners, self._inbox, self.meter, self._finish, self._give_up),
+            *(keep_saliency, keep_crf),
         )
+
+    def _take_stock(self) -> None:
+        """Refuse success if an entry was listed and nothing became of it.
+
+        Raises:
+            OutputError: says how many.
+        """
+        found = self.repeated + self.resumed + self.committed
+        if found != self.listed:
+            raise OutputError(
+                f"the archive listed {self.listed} entries and {found} are accounted for; run the "
+                "same command again for the others, and report this: it must not happen"
+            )
 
     def _list(self, entries: Iterable[Entry]) -> None:
         """On a thread of its own: let items in as the budget allows."""
@@ -128,10 +163,12 @@ class Stream:
         ref = self.names.name(entry.ref)
         if isinstance(self.prompts, PromptTable):
             self.seen.add(entry.ref.id)
-        if ref.id in self._flying:
+        self.listed += 1
+        if not self._ids.add(ref.id):
             self.repeated += 1
             return True
         if self.ledger.holds(ref.id):
+            self.resumed += 1
             return True
         cost = FLOOR + entry.size + self._usual
         if not self.budget.take(cost, self._wait):
@@ -142,11 +179,8 @@ class Stream:
                 entry = replace(entry, fetch=lambda: data)
             except InputError as exc:
                 entry = replace(entry, fetch=None, error=exc)
-        self._flying.add(ref.id)
         self._sources[ref.id] = entry.ref
-        self._inbox.begin()
-        self.meter.wait("read_image", 1)
-        self._readers.submit(self._load, entry, ref, cost)
+        self._readers.send(partial(self._load, entry, ref, cost))
         return True
 
     def _wait(self, waits: bool) -> None:
@@ -156,111 +190,111 @@ class Stream:
         else:
             self._inbox.begin()
 
-    def _load(self, entry: Entry, ref: ItemRef, cost: int) -> None:
+    def _load(self, entry: Entry, ref: ItemRef, cost: int) -> Message | None:
         """read_image; on a thread, which leaves the decoding to a process."""
-        self.meter.wait("read_image", -1)
         if self.stop.is_set():
-            self._inbox.end()
-            return
+            return None
+        work = self._open_work(entry, ref)
         try:
-            with self.meter.work("read_image"):
-                work = self._read(entry, ref)
-            work.cost = FLOOR + _weigh(work, self.delivery.formats)
-            self.budget.correct(cost, work.cost)
-            self._usual += (work.cost - FLOOR - self._usual) // 8
-        except BaseException as exc:
-            self._inbox.fail(exc)
-            self._inbox.end()
-        else:
-            self._inbox.end(partial(self._executor.load, work))
-
-    def _read(self, entry: Entry, ref: ItemRef) -> Work:
-        if isinstance(self.prompts, PromptTable):
-            found = self.prompts.by_item.get(entry.ref.id)
-            if found is None:
-                message = f"{self.prompts.source.name} has no row for this item; add one"
-                error = InputError("read_prompts", "no-prompt", message)
-                return Work(ref, Prompts({"target": ("",)}), error=error)
-            work = Work(ref, found)
-        else:
-            work = Work(ref, self.prompts)
-        try:
-            decoded = self._decoders.decode(entry, keep="dicom-seg" in self.delivery.formats)
+            if work.error is None:
+                self._read(entry, work)
         except InputError as exc:
             work.error = exc
-            return work
-        work.image = Image(ref, decoded.frames, decoded.grid)
+        except Exception as exc:
+            if self.stop.is_set():  # the decoders were closed under it
+                return None
+            refuse_broken(exc, SAVER)
+            self._give_up(work, "read_image", exc)
+        work.cost = FLOOR + weigh(work, self.delivery.formats, self.labeller.threads)
+        self.budget.correct(cost, work.cost)
+        self._usual += (work.cost - FLOOR - self._usual) // 8
+        return partial(self._executor.load, work)
+
+    def _open_work(self, entry: Entry, ref: ItemRef) -> Work:
+        """The item with its prompts."""
+        if not isinstance(self.prompts, PromptTable):
+            return Work(ref, self.prompts)
+        found = self.prompts.by_item.get(entry.ref.id)
+        if found is not None:
+            return Work(ref, found)
+        message = f"{self.prompts.source.name} has no row for this item; add one"
+        error = InputError("read_prompts", "no-prompt", message)
+        return Work(ref, Prompts({"target": ("",)}), error=error)
+
+    def _read(self, entry: Entry, work: Work) -> None:
+        decoded = self._decoders.decode(entry, keep="dicom-seg" in self.delivery.formats)
+        work.image = Image(work.ref, decoded.frames, decoded.grid)
         work.digest, work.sources = decoded.digest, decoded.sources
-        return work
+        self.delivery.check_geometry(decoded.grid)
+
+    def _give_up(self, work: Work, stage: str, exc: Exception) -> None:
+        """An item failed in ``stage``."""
+        if isinstance(exc, InputError):
+            work.error = exc
+            return
+        work.error = InputError(stage, "failed", f"{type(exc).__name__}: {exc}")
+        work.unexpected = exc
+        text = "".join(traceback.format_exception(exc, chain=False))
+        self.folder.log("failed", item=work.ref.id, stage=stage, traceback=text)
 
     def _finish(self, work: Work) -> None:
         """The executor is through with an item."""
-        self.meter.wait("write_mask", 1)
-        self._writers.submit(self._write, work)
+        if work.unexpected is not None:
+            self._hold(work)
+            return
+        if work.error is None:
+            drawn = any(len(s.boxes) for by_label in work.segments for s in by_label.values())
+            self._streak.through((*READ, *MODELS, *(SAM if drawn else ())))
+        self._writers.send(partial(self._write, work))
+
+    def _hold(self, work: Work) -> None:
+        """An item failed unexpectedly: what that means, other items will show."""
+        exc, work.unexpected = work.unexpected, None
+        assert exc is not None
+        work.image, work.segments, work.saliency, work.sources = None, [], {}, ()
+        self.budget.give(work.cost)  # a held item must not keep others out
+        work.cost = 0
+        self._streak.add(work, exc)
 
     def _write(self, work: Work) -> None:
         """write_mask; on a thread."""
-        self.meter.wait("write_mask", -1)
         try:
-            with self.meter.work("write_mask"):
-                files, rows = finish_work(work, self.delivery)
-                self.folder.write_all(files)
-        except BaseException as exc:
-            self._inbox.fail(exc)
-        else:
-            self.meter.wait("commit", 1)
-            self._finished.put((work, self._sources.pop(work.ref.id), rows))
-
-    def _commit_all(self) -> None:
-        """On a thread of its own: rows of all items that are durable by now, together."""
-        finished, counts = self.ledger.items(), self.ledger.counts()
-        while (first := self._finished.get()) is not None:
-            group = [first]
-            while not self._finished.empty():
-                further = self._finished.get()
-                if further is None:
-                    self._finished.put(None)
-                    break
-                group.append(further)
-            self.meter.wait("commit", -len(group))
-            try:
-                with self.meter.work("commit", len(group)):
-                    self.names.record(source for _, source, _ in group)
-                    self.ledger.commit([row for _, _, rows in group for row in rows])
-                    for work, _, rows in group:
-                        self._log_item(work, rows)
-            except BaseException as exc:
-                self._inbox.fail(exc)
-                return
-            for work, _, rows in group:
-                self.budget.give(work.cost)
-                self._flying.discard(work.ref.id)
-                counts.update(row.status for row in rows)
-            finished += len(group)
-            if self.observer:
-                self.observer(finished, counts)
-
-    def _log_failure(self, work: Work, exc: Exception) -> None:
-        text = "".join(traceback.format_exception(exc, chain=False))
-        self.folder.log("failed", item=work.ref.id, traceback=text)
-
-    def _log_item(self, work: Work, rows: list[Outcome]) -> None:
-        first = rows[0]
-        facts = {"item": first.item, "seconds": round(first.seconds, 3)}
-        if work.error is not None:
-            self.folder.log("quarantined", **facts, stage=first.stage, reason=first.reason)
+            files, rows = finish_work(work, self.delivery)
+        except Exception as exc:
+            refuse_broken(exc, SAVER)
+            self._give_up(work, "write_mask", exc)
+            self._hold(work)
             return
-        filters = sorted({s.crf for by_label in work.segments for s in by_label.values()})
-        self.folder.log("done", **facts, outcomes={r.label: r.status for r in rows}, crf=filters)
+        self.folder.write_all(files)
+        if work.error is None:
+            self._streak.through(WRITE)
+        self._committer.put(Finished(work, self._sources.pop(work.ref.id), rows))
+
+    def _commit_lost(self, work: Work) -> None:
+        """An item that failed leaves rows and no files."""
+        _, rows = finish_work(work, self.delivery)
+        self._committer.put(Finished(work, self._sources.pop(work.ref.id), rows))
+
+    def _let_go(self, work: Work) -> None:
+        """The rows of an item are committed."""
+        self.budget.give(work.cost)
 
 
-def _weigh(work: Work, formats: Sequence[str]) -> int:
-    """Bytes an item holds until it is committed: pixels, masks, perhaps maps and sources."""
+def weigh(work: Work, formats: Sequence[str], threads: int) -> int:
+    """Bytes an item holds at once until it is committed, its stages' float maps included.
+
+    Per pixel of all frames: the picture, and per label a mask, the CRF's mask and perhaps a
+    uint16 map; what is written of them once more. Per pixel of the frames that are worked on
+    at one time: a float32 map, its copy on the source grid, SAM's logits. Not in it is what
+    the CRF itself works with, see ``RunOptions.memory``.
+    """
     if work.image is None:
         return 0
-    frames = work.image.frames
+    frames, labels = work.image.frames, len(work.prompts.labels)
     pixels = frames[..., 0].size
     channels = 1 if frames.strides[-1] == 0 else 3
-    per_label = 1 + 2 * ("saliency" in formats) + ("crf" in formats)
-    held = pixels * (channels + per_label * len(work.prompts.labels))
-    return held + sum(map(len, work.sources))
+    maps, masks = "saliency" in formats, "crf" in formats
+    held = pixels * (channels + labels * (2 + 2 * maps))
+    written = pixels * (labels * (1 + 2 * maps + masks) if formats else 1)
+    working = pixels // len(frames) * min(len(frames), threads) * WORKING
+    return held + written + working + sum(map(len, work.sources))

@@ -42,7 +42,7 @@ class UnetExecutor(Executor):
             return
         frame = Frame(*taken)
         try:
-            with self.meter.work("encode_image"):
+            with self._at("encode_image"):
                 pixels = self.pipeline.prepare(frame.rgb)
         except Exception as exc:
             self._one_by_one([frame], exc)
@@ -56,30 +56,27 @@ class UnetExecutor(Executor):
         frames = [frame for frame, _ in taken]
         self.meter.wait("compute_saliency", -count)
         try:
-            with self.meter.work("compute_saliency", count):
+            with self._at("compute_saliency", count):
                 answers = self.pipeline.infer([pixels for _, pixels in taken])
         except Exception as exc:
             self._one_by_one(frames, exc)
             return
         for frame, logits in zip(frames, answers, strict=True):
-            self.inbox.begin()
-            self.meter.wait("refine_mask", 1)
-            self.pool.submit(self._conclude, frame, logits)
+            self._refine(frame, partial(self._conclude, frame, logits))
 
-    def _conclude(self, frame: Frame, logits: np.ndarray) -> None:
-        """On a CPU thread."""
-        self.meter.wait("refine_mask", -1)
-        try:
-            with self.meter.work("refine_mask"):
-                segments = self.pipeline.conclude(frame.rgb, logits)
-                if self.keep_saliency:
-                    frame.saliency = {name: quantise(s.saliency) for name, s in segments.items()}
-                nothing = np.empty((0, 0), np.float32)
-                segments = {n: replace(s, saliency=nothing) for n, s in segments.items()}
-        except Exception as exc:
-            self.inbox.end(partial(self._fail, frame.work, exc))
-        else:
-            self.inbox.end(partial(self._keep, frame, segments))
+    def _conclude(self, frame: Frame, logits: np.ndarray) -> Step:
+        """refine_mask; on a CPU thread."""
+        segments = self.pipeline.conclude(frame.rgb, logits)
+        if self.keep_saliency:
+            frame.saliency = {name: quantise(s.saliency) for name, s in segments.items()}
+        nothing = np.empty((0, 0), np.float32)
+        segments = {n: replace(s, saliency=nothing) for n, s in segments.items()}
+        return partial(self._keep, frame, segments)
 
     def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
-        return self.pipeline.segment(frame.rgb)
+        with self._at("encode_image"):
+            pixels = self.pipeline.prepare(frame.rgb)
+        with self._at("compute_saliency"):
+            logits = self.pipeline.infer([pixels])[0]
+        with self._at("refine_mask"):
+            return self.pipeline.conclude(frame.rgb, logits)

@@ -30,6 +30,7 @@ class Work:
         sources: its encoded DICOM files, where a format asks for them.
         digest: sha256 of its encoded bytes.
         cost: bytes of the budget it holds.
+        unexpected: what no stage raises on purpose, and why the item was given up.
     """
 
     ref: ItemRef
@@ -42,6 +43,7 @@ class Work:
     sources: tuple[bytes, ...] = ()
     digest: str = ""
     cost: int = 0
+    unexpected: Exception | None = None
     started: float = field(default_factory=time.monotonic)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from medclipsam.engine.errors import ConfigError, InputError
+from medclipsam.engine.errors import ConfigError, InputError, at_stage
 from medclipsam.engine.executor import Executor, Frame, Step, Surroundings, quantise
 from medclipsam.engine.pipeline import Found, Pipeline, to_numpy
 from medclipsam.engine.saliency import SaliencyQueue
@@ -69,7 +69,7 @@ class ZeroShotExecutor(Executor):
         work = frame.work
         before = self._saliency.rows.waiting
         try:
-            with self.meter.work("encode_image"):
+            with self._at("encode_image"):
                 self._saliency.ask(self.pipeline.ask(frame.rgb, work.prompts))
         except ConfigError as exc:
             work.error = InputError("encode_prompts", "no-prompt", str(exc))
@@ -86,7 +86,7 @@ class ZeroShotExecutor(Executor):
         before = self._saliency.rows.waiting
         try:
             rows = min(before, self.pipeline.encoder.rows)
-            with self.meter.work("compute_saliency", rows):
+            with self._at("compute_saliency", rows):
                 self._saliency.rows.run()
         except Exception as exc:
             self._restart(exc)
@@ -97,11 +97,11 @@ class ZeroShotExecutor(Executor):
     def _collect(self) -> None:
         """Hand frames whose rows are all embedded to the CPU threads."""
         try:
-            for answer in self._saliency.answers():
-                frame = self._asked.popleft()
-                self.inbox.begin()
-                self.meter.wait("refine_mask", 1)
-                self.pool.submit(self._refine, frame, to_numpy(answer))
+            with at_stage("compute_saliency"):
+                for answer in self._saliency.answers():
+                    cells = to_numpy(answer)
+                    frame = self._asked.popleft()  # not before: it is among those to restart
+                    self._refine(frame, partial(self._find, frame, cells))
         except Exception as exc:
             self._restart(exc)
 
@@ -113,20 +113,14 @@ class ZeroShotExecutor(Executor):
         self._asked.clear()
         self._one_by_one(frames, exc)
 
-    def _refine(self, frame: ZeroShotFrame, answer: tuple[np.ndarray, np.ndarray]) -> None:
+    def _find(self, frame: ZeroShotFrame, answer: tuple[np.ndarray, np.ndarray]) -> Step:
         """refine_mask and extract_boxes; on a CPU thread."""
-        self.meter.wait("refine_mask", -1)
-        try:
-            with self.meter.work("refine_mask"):
-                found = self.pipeline.refine(frame.rgb, frame.work.prompts, answer)
-                if self.keep_saliency:
-                    frame.saliency = {f.label: quantise(f.saliency) for f in found}
-                nothing = np.empty((0, 0), np.float32)
-                frame.found = [replace(f, saliency=nothing) for f in found]
-        except Exception as exc:
-            self.inbox.end(partial(self._fail, frame.work, exc))
-        else:
-            self.inbox.end(partial(self._take_refined, frame))
+        nothing = np.empty((0, 0), np.float32)
+        for found in self.pipeline.refine(frame.rgb, frame.work.prompts, answer):
+            if self.keep_saliency:
+                frame.saliency[found.label] = quantise(found.saliency)
+            frame.found.append(replace(found, saliency=nothing))
+        return partial(self._take_refined, frame)
 
     def _take_refined(self, frame: ZeroShotFrame) -> None:
         for found in frame.found:
@@ -143,7 +137,7 @@ class ZeroShotExecutor(Executor):
         frames = [self._boxed.popleft() for _ in range(count)]
         self.meter.wait("segment_encode", -count)
         try:
-            with self.meter.work("segment_encode", count):
+            with self._at("segment_encode", count):
                 embeddings = self.pipeline.segmenter.encode_image([f.rgb for f in frames])
         except Exception as exc:
             self._one_by_one(frames, exc)
@@ -164,7 +158,7 @@ class ZeroShotExecutor(Executor):
         self.meter.wait("segment_decode", -len(pairs))
         frames = list({id(frame): frame for frame, _, _ in pairs}.values())
         try:
-            with self.meter.work("segment_decode", len(pairs)):
+            with self._at("segment_decode", len(pairs)):
                 masks = self.pipeline.segmenter.segment(
                     [embedding for _, _, embedding in pairs],
                     [frame.rgb.shape[:2] for frame, _, _ in pairs],
@@ -183,10 +177,38 @@ class ZeroShotExecutor(Executor):
                 self._conclude(frame)
 
     def _conclude(self, frame: ZeroShotFrame) -> None:
-        self._keep(
-            frame,
-            {f.label: self.pipeline.conclude(f, frame.masks[f.label]) for f in frame.found},
-        )
+        try:
+            with at_stage("segment_decode"):
+                segments = {
+                    f.label: self.pipeline.conclude(f, frame.masks[f.label]) for f in frame.found
+                }
+        except Exception as exc:
+            self._fail(frame.work, exc)
+        else:
+            self._keep(frame, segments)
 
     def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
-        return self.pipeline.segment([frame.rgb], [frame.work.prompts])[0]
+        pipeline, prompts = self.pipeline, frame.work.prompts
+        alone = SaliencyQueue(pipeline.encoder, pipeline.config.saliency)
+        with self._at("encode_image"):
+            alone.ask(pipeline.ask(frame.rgb, prompts))
+        with self._at("compute_saliency", alone.rows.waiting):
+            while alone.rows.waiting:
+                alone.rows.run()
+            answers = [to_numpy(answer) for answer in alone.answers()]
+        with self._at("refine_mask"):
+            found = list(pipeline.refine(frame.rgb, prompts, answers[0]))
+        boxed = [f for f in found if len(f.boxes)]
+        masks: dict[str, BoxMasks | None] = {}
+        if boxed:
+            with self._at("segment_encode"):
+                embedding = pipeline.segmenter.encode_image([frame.rgb])[0]
+            with self._at("segment_decode", len(boxed)):
+                drawn = pipeline.segmenter.segment(
+                    [embedding] * len(boxed),
+                    [frame.rgb.shape[:2]] * len(boxed),
+                    [f.boxes for f in boxed],
+                )
+            masks = {f.label: mask for f, mask in zip(boxed, drawn, strict=True)}
+        with at_stage("segment_decode"):
+            return {f.label: pipeline.conclude(f, masks.get(f.label)) for f in found}

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from medclipsam.engine.errors import ConfigError, InputError
-from medclipsam.engine.outputs import encode_mask, label_folders, mask_path, read_mask, safe_label
+from medclipsam.engine.outputs import (
+    MASK_SUFFIXES,
+    check_folder,
+    encode_mask,
+    label_folders,
+    mask_path,
+    output_path,
+    read_mask,
+    safe_label,
+)
+from medclipsam.engine.report import preview_path
 from medclipsam.engine.types import Grid, ItemRef
 
 RASTER = Grid("raster")
@@ -136,6 +146,49 @@ def test_long_names_fit_into_a_file_system(tmp_path):
         for path in paths:
             assert path.suffix == ".png"
             (tmp_path / path.name).write_bytes(b"")
+
+
+DEEP = ["d" * 200] * 25
+HOLDERS = [("masks", "m"), ("quarantine", "x" * 240), ("labelmaps",), ("dicom-seg",)]
+
+
+@pytest.mark.parametrize("suffix", [*MASK_SUFFIXES, ".dcm"])
+@pytest.mark.parametrize("holder", HOLDERS, ids=len)
+@pytest.mark.parametrize(
+    "folders", [DEEP, ["d"] * 3000, [os.fsdecode(b"\xb7")] * 900, ["é" * 130] * 9, ["d"] * 20]
+)
+def test_paths_of_any_depth_can_be_written(folders, holder, suffix, tmp_path):
+    folder = "/".join(folders)
+    items = [f"{folder}/{name}" for name in ("a.png", "b.png", "a.dcm", "n" * 300)]
+    items += [f"{folder}x/a.png", f"x{folder}/a.png", f"{folder}/a/a.png"]
+    paths = [output_path(holder, ItemRef(item), suffix) for item in items]
+    assert len(set(paths)) == len(items)
+    assert paths == [output_path(holder, ItemRef(item), suffix) for item in items]
+    for path in paths:
+        assert path.parts[: len(holder)] == holder and path.name.endswith(suffix)
+        assert len(str(path).encode()) <= 1000
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    for label in ("m", "x" * 240):
+        for item in items:
+            preview = tmp_path / preview_path(label, ItemRef(item).id)
+            preview.parent.mkdir(parents=True, exist_ok=True)
+            preview.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "item", ["/".join([*DEEP, "a.png"]), "n" * 300 + ".png", "d" * 300 + "/a.png"]
+)
+def test_nobody_else_is_given_the_name_of_a_cut_one(item):
+    taken = mask_path("m", ItemRef(item), ".png")
+    again = mask_path("m", ItemRef(str(taken).removeprefix("masks/m/")), ".png")
+    assert again != taken
+
+
+def test_an_output_folder_too_deep_for_its_files_is_refused(tmp_path):
+    check_folder(tmp_path)
+    with pytest.raises(ConfigError, match="nearer to the root"):
+        check_folder(Path("/".join(["/d", *["d" * 200] * 16])))
 
 
 PARTS = st.lists(

@@ -8,6 +8,7 @@ from medclipsam.engine.outputs.maps import read_map
 from medclipsam.engine.outputs.masks import encode_mask, read_mask
 from medclipsam.engine.outputs.names import (
     MASK_SUFFIXES,
+    check_folder,
     label_folders,
     mask_path,
     output_path,
@@ -21,6 +22,7 @@ __all__ = [
     "Case",
     "Collected",
     "Labelled",
+    "check_folder",
     "collect",
     "encode_mask",
     "encode_outputs",

@@ -6,9 +6,11 @@ Refuses to know what the files hold.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from medclipsam.engine.archive.kinds import known_suffix
 from medclipsam.engine.errors import ConfigError
@@ -16,6 +18,9 @@ from medclipsam.engine.types import ItemRef
 
 MASK_SUFFIXES = (".png", ".tif", ".nii.gz")
 NAME_BYTES = 240  # file systems allow 255; the rest is for temporary names
+PATH_BYTES = 1000  # of a path below the run folder
+PATH_MAX = 4096  # of any path on Linux, its end mark included
+CUT = re.compile(r"#[0-9a-f]{16}")  # how the name of a cut one ends
 
 
 def output_path(parts: Sequence[str], ref: ItemRef, suffix: str) -> PurePosixPath:
@@ -33,21 +38,53 @@ def output_path(parts: Sequence[str], ref: ItemRef, suffix: str) -> PurePosixPat
       and a folder that would lead elsewhere, ``../`` → ``..+/``.
 
     Bytes that are not UTF-8 are written as ``\\xNN``, and ``\\`` itself twice. Names
-    beyond 240 bytes are cut and end in a hash.
+    beyond 240 bytes are cut and end in a hash. Of paths beyond 1000 bytes the first folders
+    and the name are kept, with a hash of the whole path. A name that ends as a cut one does
+    gets a ``+``, too.
 
     A tree holds files with suffixes of :data:`MASK_SUFFIXES`, or with one other suffix.
     """
     *folders, name = (_printable(part) for part in ref.path.split("/"))
     marked = (*(MASK_SUFFIXES if suffix in MASK_SUFFIXES else (suffix,)), "+")
-    folders = [f"{f}+" if f in ("", ".", "..") or f.endswith(marked) else f for f in folders]
+    folders = [
+        f"{f}+" if f in ("", ".", "..") or f.endswith(marked) or CUT.fullmatch(f[-17:]) else f
+        for f in folders
+    ]
     if name.endswith(suffix):
         stem = name[: -len(suffix)]
-        clash = known_suffix(stem) or stem.endswith(("~", "+"))
+        clash = known_suffix(stem) or stem.endswith(("~", "+")) or CUT.fullmatch(stem[-17:])
         name = f"{stem}+" if clash else stem
     elif not known_suffix(name):
         name = f"{name}~"
-    names = [_fit(folder, "") for folder in folders]
-    return PurePosixPath(*parts, *names, _fit(name, suffix))
+    path = PurePosixPath(*parts, *(_fit(folder, "") for folder in folders), _fit(name, suffix))
+    if len(str(path).encode()) <= PATH_BYTES:
+        return path
+    return _shorten(path, name, suffix)
+
+
+def _shorten(path: PurePosixPath, name: str, suffix: str) -> PurePosixPath:
+    """A path that fits: the first folders of ``path``, and ``name`` with its hash."""
+    last = _cut(name, str(path).encode(), suffix)
+    kept = PurePosixPath()
+    for part in path.parts[:-1]:
+        if len(str(kept / part / last).encode()) > PATH_BYTES:
+            break
+        kept /= part
+    return kept / last
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a run folder whose own path leaves no room for those of its files.
+
+    Raises:
+        ConfigError: it is too long.
+    """
+    most = PATH_MAX - PATH_BYTES - 500  # for what is put around an item's path
+    if len(os.fsencode(folder)) > most:
+        raise ConfigError(
+            f"expected an output folder with a path of at most {most} bytes, got one of "
+            f"{len(os.fsencode(folder))}; choose one nearer to the root, or a relative path"
+        )
 
 
 def mask_path(label: str, ref: ItemRef, suffix: str) -> PurePosixPath:
@@ -61,9 +98,12 @@ def _printable(part: str) -> str:
 
 def _fit(stem: str, suffix: str) -> str:
     data = (stem + suffix).encode()
-    if len(data) <= NAME_BYTES:
-        return stem + suffix
-    kept = data[: NAME_BYTES - 40].decode(errors="ignore")
+    return stem + suffix if len(data) <= NAME_BYTES else _cut(stem, data, suffix)
+
+
+def _cut(stem: str, data: bytes, suffix: str) -> str:
+    """The beginning of ``stem`` and a hash of ``data``, as a name that fits."""
+    kept = stem.encode()[: NAME_BYTES - 40].decode(errors="ignore")
     return f"{kept}#{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
 
 

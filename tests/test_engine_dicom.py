@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
 from medclipsam.engine.archive import lossless
+from medclipsam.engine.archive.codestream import read_frame
 from medclipsam.engine.archive.dicom import read_dicom
 from medclipsam.engine.archive.grayscale import look_up, window
 from medclipsam.engine.archive.limits import Limits
-from medclipsam.engine.archive.streams import stream_size
 from medclipsam.engine.errors import BackendError, InputError
 
 # pytest overrides the filter that the engine installs against pydicom's remarks.
@@ -174,9 +174,7 @@ def test_voi_and_modality_tables():
     ds = dataset(RAMP, ModalityLUTSequence=[item], WindowCenter=128, WindowWidth=256)
     np.testing.assert_array_equal(shown(ds)[0, ..., 0], expected)
     # The value 4000 does not fit the 8-bit table, and must not wrap around in it.
-    assert look_up(np.array([4000, -5]), lut(0, [1, 2, 3], 8)).tolist() == [3, 1]
-    reason, _ = refused(dataset(RAMP, VOILUTSequence=[lut(0, [], 8)]))
-    assert reason == "unreadable"
+    assert look_up(np.array([4000, -5]), np.array([1, 2, 3], np.uint8), 0).tolist() == [3, 1]
 
 
 def test_frames_and_windows_of_their_own():
@@ -366,7 +364,8 @@ def test_a_compressed_frame_may_not_claim_another_size(syntax, tmp_path):
 def test_a_stream_that_is_cut_off_inside_a_whole_file(tmp_path):
     ds = pydicom.dcmread(io.BytesIO(compressed(dataset(NOISE), uid.JPEGLosslessSV1, tmp_path)))
     (stream,) = pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1)
-    assert stream_size(stream) == (HEIGHT, WIDTH)
+    frame = read_frame(stream)
+    assert frame is not None and (frame.rows, frame.columns) == (HEIGHT, WIDTH)
     ds.PixelData = pydicom.encaps.encapsulate([stream[: len(stream) // 2]])
     assert refused(ds)[0] == "truncated"
     ds.NumberOfFrames = 2

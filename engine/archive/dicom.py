@@ -15,7 +15,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEGExtended12Bit,
@@ -23,11 +23,13 @@ from pydicom.uid import (
     JPEGLosslessSV1,
 )
 
+from medclipsam.engine.archive.bits import AS_STORED, stored_values
 from medclipsam.engine.archive.codecs import HAVE_GDCM
 from medclipsam.engine.archive.geometry import Planes, make_affine, read_planes
 from medclipsam.engine.archive.grayscale import show_grey
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.lossless import DECODER
+from medclipsam.engine.archive.palette import show_palette
 from medclipsam.engine.archive.spacing import read_aspect, read_spacing
 from medclipsam.engine.archive.streams import check_streams
 from medclipsam.engine.archive.window import as_frames, check_finite, is_constant
@@ -156,9 +158,9 @@ def read_picture(data: bytes, limits: Limits) -> Picture:
         ds = _parse(data, limits)
         count = _check_header(ds, data, limits)
         plugin = _choose_decoder(ds)
-        if ds.file_meta.TransferSyntaxUID.is_encapsulated:
-            check_streams(ds, count)
-        stored = _decode(ds, data, plugin, count)
+        packed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+        held = check_streams(ds, count) if packed else int(ds.BitsAllocated)
+        stored = stored_values(_decode(ds, data, plugin, count), ds, held)
         check_finite(stored)
         pixels, planes = _show(stored, ds), read_planes(ds, len(stored))
         return Picture(pixels, is_constant(stored), read_spacing(ds), read_aspect(ds), planes)
@@ -256,19 +258,18 @@ def _choose_decoder(ds: Dataset) -> str:
 
 
 def _decode(ds: Dataset, data: bytes, plugin: str, count: int) -> np.ndarray:
-    """Stored values (F, H, W), or (F, H, W, 3) in RGB."""
+    """Stored cells (F, H, W), or (F, H, W, 3) in RGB; see ``bits`` for what a value is."""
     apart = plugin == "gdcm"
-    stored = DECODER.decode(data) if apart else pixel_array(ds, decoding_plugin=plugin)
+    cells = DECODER.decode(data) if apart else pixel_array(ds, decoding_plugin=plugin, **AS_STORED)
     samples = (3,) if ds.get("SamplesPerPixel", 1) == 3 else ()
     # Streams may hold more frames than the header declares; fewer do not come here.
-    return stored.reshape(-1, int(ds.Rows), int(ds.Columns), *samples)[:count]
+    return cells.reshape(-1, int(ds.Rows), int(ds.Columns), *samples)[:count]
 
 
 def _show(stored: np.ndarray, ds: Dataset) -> np.ndarray:
     """uint8 (F, H, W) or (F, H, W, 3) as displayed."""
     if ds.PhotometricInterpretation == "PALETTE COLOR":
-        coloured = [apply_color_lut(frame, ds) for frame in stored]
-        return np.stack([_to_bytes(frame, 8 * frame.itemsize) for frame in coloured])
+        return show_palette(stored, ds)
     if stored.ndim == 4:
         return _to_bytes(stored, int(ds.BitsStored))
     return show_grey(stored, ds)

@@ -7,12 +7,11 @@ type, and scale their result by BitsStored instead of by the window.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from pydicom.dataset import Dataset
 
 from medclipsam.engine.archive.limits import refuse
+from medclipsam.engine.archive.luts import read_descriptor, read_entries
 from medclipsam.engine.archive.window import is_constant, robust_window, scale
 
 CHUNK = 64  # frames are displayed one by one; rows at a time within a frame
@@ -41,22 +40,28 @@ def show_grey(stored: np.ndarray, ds: Dataset) -> np.ndarray:
 def _show_voi(stored: np.ndarray, ds: Dataset) -> np.ndarray | None:
     """Every frame through its VOI transformation, or None where one has none."""
     shown = np.empty(stored.shape, np.uint8)
+    signed = stored.dtype.kind == "i"
     for index, frame in enumerate(stored):
         voi = functional(ds, index, "FrameVOILUTSequence")
         transform = functional(ds, index, "PixelValueTransformationSequence")
         for top in range(0, len(frame), CHUNK):
-            rows = _voi(_modality(frame[top : top + CHUNK], transform), voi)
+            values = _modality(frame[top : top + CHUNK], transform, signed)
+            rows = _voi(values, voi, signed or _rescale(transform)[1] < 0)
             if rows is None:
                 return None
             shown[index, top : top + CHUNK] = rows
     return shown
 
 
-def _voi(values: np.ndarray, voi: Dataset) -> np.ndarray | None:
-    if voi.get("VOILUTSequence"):
-        item = voi.VOILUTSequence[0]
-        return scale(look_up(values, item), 0, float(_table(item)[0].max()))
-    center, width = _first(voi.get("WindowCenter")), _first(voi.get("WindowWidth"))
+def _voi(values: np.ndarray, voi: Dataset, signed: bool) -> np.ndarray | None:
+    """``values`` through a table or window, or None without one that can be used.
+
+    A table that is empty or shorter than it says is passed over, as by pydicom.
+    """
+    table = _read_lut(voi, "VOILUTSequence", signed)
+    if table is not None:
+        return scale(look_up(values, *table), 0, float(table[0].max()))
+    center, width = read_number(voi, "WindowCenter"), read_number(voi, "WindowWidth")
     if center is None or width is None:
         return None
     return window(values, center, width, str(voi.get("VOILUTFunction") or "LINEAR").upper())
@@ -77,70 +82,86 @@ def window(values: np.ndarray, center: float, width: float, function: str) -> np
 
 
 def _modality_values(stored: np.ndarray, ds: Dataset) -> np.ndarray:
-    """(F, H, W) after the modality transformation: as stored where it changes nothing."""
+    """(F, H, W) in the order that the modality transformation gives it: as stored, if it rises.
+
+    Where one straight line holds for all frames, its sign is all that a robust window sees.
+    """
+    signed = stored.dtype.kind == "i"
     transforms = [
         functional(ds, index, "PixelValueTransformationSequence") for index in range(len(stored))
     ]
-    if not any(_has_modality(transform) for transform in transforms):
-        return stored
-    values = np.empty(stored.shape, np.float32)
+    tables = [_modality_lut(transform, signed) for transform in transforms]
+    lines = {_rescale(transform) for transform in transforms}
+    if len(lines) == 1 and not any(tables):
+        slope, intercept = lines.pop()
+        if (slope, intercept) == (1.0, 0.0):
+            return stored
+        wide = stored.astype(np.float32 if stored.dtype.itemsize < 4 else np.float64)
+        return np.copysign(1, slope) * wide
+    values = np.empty(stored.shape, np.float64 if stored.dtype.itemsize > 2 else np.float32)
     for index, transform in enumerate(transforms):
-        values[index] = _modality(stored[index], transform)
+        values[index] = _modality(stored[index], transform, signed)
     return values
 
 
-def _has_modality(transform: Dataset) -> bool:
-    if transform.get("ModalityLUTSequence"):
-        return True
-    slope, intercept = _rescale(transform)
-    return (slope, intercept) != (1.0, 0.0)
-
-
 def _rescale(transform: Dataset) -> tuple[float, float]:
-    slope, intercept = (
-        _first(transform.get(keyword)) for keyword in ("RescaleSlope", "RescaleIntercept")
-    )
+    """Slope and intercept; a slope of 0 or none is 1."""
+    slope, intercept = (read_number(transform, f"Rescale{name}") for name in ("Slope", "Intercept"))
     return (slope if slope else 1.0), (intercept or 0.0)
 
 
-def _modality(values: np.ndarray, transform: Dataset) -> np.ndarray:
-    if transform.get("ModalityLUTSequence"):
-        return look_up(values, transform.ModalityLUTSequence[0])
+def _modality(values: np.ndarray, transform: Dataset, signed: bool) -> np.ndarray:
+    table = _modality_lut(transform, signed)
+    if table is not None:
+        return look_up(values, *table)
     slope, intercept = _rescale(transform)
     if (slope, intercept) == (1.0, 0.0):
         return values
     return values * np.float64(slope) + intercept
 
 
-def look_up(values: np.ndarray, item: Dataset) -> np.ndarray:
-    """Map integers through a Modality or VOI LUT item; its ends serve values beyond it."""
-    table, first = _table(item)
+def look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    """Map integers through a table from ``first`` on; its ends serve values beyond it."""
     index = np.clip(np.rint(values.astype(np.float64)) - first, 0, len(table) - 1)
     return table[index.astype(np.intp)]
 
 
-def _table(item: Dataset) -> tuple[np.ndarray, int]:
-    """A LUT and the value that its first entry stands for."""
-    count, first = int(item.LUTDescriptor[0]) or 1 << 16, int(item.LUTDescriptor[1])
-    data = item.LUTData
-    if isinstance(data, bytes):
-        little = item.original_encoding[1] is not False
-        dtype = np.dtype(np.uint8 if len(data) < 2 * count else ("<u2" if little else ">u2"))
-        table = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
-    else:
-        table = np.atleast_1d(np.asarray(data)).astype(np.int64) & 0xFFFF
-    if len(table) < count:
-        raise refuse("unreadable", f"expected a table of {count} entries, got {len(table)}")
-    return table[:count], first
+def _modality_lut(transform: Dataset, signed: bool) -> tuple[np.ndarray, int] | None:
+    """The table of a modality transformation; None without one, or where a line replaces it."""
+    table = _read_lut(transform, "ModalityLUTSequence", signed)
+    if table is None and transform.get("ModalityLUTSequence"):
+        got = len(transform.ModalityLUTSequence[0].get("LUTData") or ())
+        if got and read_number(transform, "RescaleSlope") is None:
+            raise refuse("unreadable", f"expected a whole modality LUT, got {got} parts of one")
+    return table
+
+
+def _read_lut(ds: Dataset, sequence: str, signed: bool) -> tuple[np.ndarray, int] | None:
+    """The first table of a sequence and the value of its first entry, if it is whole."""
+    item = next(iter(ds.get(sequence) or ()), None)
+    if item is None or "LUTData" not in item:
+        return None
+    descriptor = read_descriptor(item.get("LUTDescriptor"), signed)
+    if descriptor is None:
+        return None
+    count, first, bits = descriptor
+    table = read_entries(item["LUTData"], count, bits, item.original_encoding[1] is not False)
+    return None if len(table) < count or not table.any() else (table, first)
 
 
 def _not_padding(stored: np.ndarray, ds: Dataset) -> np.ndarray | None:
-    """bool (F, H, W), False where a value stands for "no data"; None without padding."""
-    one = _first(ds.get("PixelPaddingValue"))
-    if one is None:
+    """bool (F, H, W), False where a value stands for "no data"; None without padding.
+
+    Its elements are unsigned or signed by whatever VR they were written in.
+    """
+    limits = [read_number(ds, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if limits[0] is None:
         return None
-    other = _first(ds.get("PixelPaddingRangeLimit"))
-    low, high = sorted((one, one if other is None else other))
+    one, other = (limits[0] if limit is None else limit for limit in limits)
+    if stored.dtype.kind in "iu":
+        span = np.iinfo(stored.dtype)
+        one, other = ((value - span.min) % (1 << span.bits) + span.min for value in (one, other))
+    low, high = sorted((one, other))
     return (stored < low) | (stored > high)
 
 
@@ -154,9 +175,18 @@ def functional(ds: Dataset, frame: int, name: str) -> Dataset:
     return ds
 
 
-def _first(value: Any) -> float | None:
-    """The first number of a DICOM value of any multiplicity, or None."""
-    if isinstance(value, (str, bytes)) or value is None:
+def read_number(ds: Dataset, keyword: str) -> float | None:
+    """The first number of an element of any multiplicity; None where it holds no finite one.
+
+    Some devices write a decimal comma.
+    """
+    value = ds.get(keyword)
+    if value is not None and not isinstance(value, (str, bytes)) and hasattr(value, "__iter__"):
+        value = next(iter(value), None)
+    if isinstance(value, str):
+        value = value.split("\\")[0].replace(",", ".")
+    try:
+        number = float("nan" if value is None else value)
+    except (TypeError, ValueError):
         return None
-    number = next(iter(value), None) if hasattr(value, "__iter__") else value
-    return None if number is None else float(number)
+    return number if np.isfinite(number) else None

@@ -19,6 +19,7 @@ from typing import IO
 
 import numpy as np
 
+from medclipsam.engine.archive.bits import AS_STORED
 from medclipsam.engine.archive.limits import refuse
 from medclipsam.engine.errors import BackendError
 
@@ -55,7 +56,7 @@ class LosslessDecoder:
             self._running()
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Stored pixels of a DICOM file, as pydicom's ``pixel_array`` returns them.
+        """Stored cells of a DICOM file, as pydicom's ``pixel_array`` returns them.
 
         Raises:
             InputError: the pixels are damaged.
@@ -126,6 +127,7 @@ class LosslessDecoder:
 
 def serve() -> None:
     """The other process: DICOM files on stdin, pixels as .npy on stdout."""
+    from pydicom import dcmread
     from pydicom.pixels import pixel_array
 
     output = os.fdopen(os.dup(1), "wb")
@@ -139,7 +141,9 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)  # should nobody be left to end a loop
         reply = io.BytesIO()
         try:
-            np.save(reply, pixel_array(io.BytesIO(data), decoding_plugin="gdcm"))
+            ds = dcmread(io.BytesIO(data))
+            ds.BitsStored = ds.BitsAllocated  # GDCM would cut cells by it, whatever HighBit says
+            np.save(reply, pixel_array(ds, decoding_plugin="gdcm", **AS_STORED))
         except Exception:  # reported as an empty reply
             reply = io.BytesIO()
         signal.setitimer(signal.ITIMER_REAL, 0)

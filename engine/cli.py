@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from medclipsam.engine.environment import name_variables, unknown_variables
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.options import (
     choose_prompts,
@@ -40,19 +41,40 @@ ELSEWHERE = {
 
 
 class LazyGroup(click.Group):
-    """Loads sub-commands of other folders by name, when they are asked for."""
+    """Loads sub-commands of other folders by name, when they are asked for.
+
+    Every option of theirs has an environment variable, and its help says which.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = ELSEWHERE[cmd_name].partition(":")
-        return getattr(importlib.import_module(module), name)
+            command = super().get_command(ctx, cmd_name)
+        else:
+            module, _, name = ELSEWHERE[cmd_name].partition(":")
+            command = getattr(importlib.import_module(module), name)
+        if command is not None:
+            name_variables(command, _prefix(cmd_name))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command:
+            prefix = _prefix(name)
+            for unknown in unknown_variables(name_variables(command, prefix), prefix):
+                click.echo(f"{unknown} is set, but is no option of '{name}'", err=True)
+        return name, command, rest
 
 
-@click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "MEDCLIPSAM"})
+def _prefix(command: str) -> str:
+    return f"MEDCLIPSAM_{command.upper().replace('-', '_')}"
+
+
+@click.group(cls=LazyGroup)
 @click.version_option(package_name="medclipsam")
 def main() -> None:
     """Text prompts and archives of medical images in, segmentation masks out.

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from medclipsam.engine.environment import is_flag
 from medclipsam.engine.errors import ConfigError, MedclipsamError
 
 
@@ -129,17 +130,26 @@ def open_engine(options: dict[str, Any]) -> Any:
 
 
 def read_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What file and flags set over the bundle's defaults."""
-    from medclipsam.engine.config import parse_settings, read_toml
+    """What file, environment and flags set over the bundle's defaults, the last one winning."""
+    from medclipsam.engine.config import read_toml
 
     file = read_toml(options["config"]) if options["config"] else {}
     file.pop("prompts", None)
-    names = ("saliency", "precision", "crf")
-    flags: dict[str, Any] = {name: options[name] for name in names if options[name]}
-    boxes = {"select": options["boxes"], "k": options["top_k"]}
+    return _layered(file, *(_chosen(options, flags) for flags in (False, True)))
+
+
+def _chosen(options: dict[str, Any], flags: bool) -> dict[str, Any]:
+    """Settings that come from the command line, or else those from the environment."""
+    from medclipsam.engine.config import parse_settings
+
+    mine = {name: value for name, value in options.items() if is_flag(name) is flags}
+    named: dict[str, Any] = {
+        name: mine[name] for name in ("saliency", "precision", "crf") if mine.get(name)
+    }
+    boxes = {"select": mine.get("boxes"), "k": mine.get("top_k")}
     if boxes := {name: value for name, value in boxes.items() if value is not None}:
-        flags["boxes"] = boxes
-    return _layered(file, parse_settings(options["pairs"]), flags)
+        named["boxes"] = boxes
+    return _layered(parse_settings(mine.get("pairs", ())), named)
 
 
 def _layered(*layers: dict[str, Any]) -> dict[str, Any]:

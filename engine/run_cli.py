@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from medclipsam.engine.environment import is_flag
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.options import (
     SIZE,
@@ -137,6 +138,8 @@ def run(
     from medclipsam.engine.archive import open_archive
     from medclipsam.engine.prompts import read_prompt_table
 
+    if prompts and table and is_flag("prompts") != is_flag("table"):
+        prompts, table = (prompts, None) if is_flag("prompts") else ((), table)
     if prompts and table:
         raise ConfigError('say what to look for: either -p "TEXT" or --prompts FILE')
     chosen = run_options(options)

@@ -143,7 +143,7 @@ def pull(sam_type: str, name: str) -> None:
 
     folder = user_folder()
     clip_folder = download_biomedclip()
-    file = SAM_FILES[sam_type]
-    sam = download_file(SAM_URL + file, folder.parent / "downloads" / file)
+    file, sha256 = SAM_FILES[sam_type]
+    sam = download_file(SAM_URL + file, folder.parent / "downloads" / file, sha256)
     bundle = import_bundle(name, clip_folder, Source(sam), sam_type, folder / name)
     click.echo(f"wrote bundle {bundle.name}: {bundle.folder}")

@@ -17,10 +17,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from medclipsam.engine.axes import Candidate
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.metrics import mean_interval
-from medclipsam.engine.tune import Candidate, Sample, Tuner
+from medclipsam.engine.tune import Sample, Tuner
 from medclipsam.engine.types import Prompts
 from medclipsam.train.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
 

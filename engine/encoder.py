@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -82,9 +81,9 @@ class ClipEncoder:
             )
 
         def differentiable(name: str) -> Callable[..., Any]:
-            if backend != "torch":
-                return partial(refuse_gradients, "saliency method m2ib", backend)
-            return graph(name, None, blocks=split)
+            if backend == "torch":
+                return graph(name, None, blocks=split)
+            return lambda *_: refuse_gradients("saliency method m2ib", backend)
 
         return cls(
             text=graph("text", 1),

@@ -1,14 +1,14 @@
 """Which settings serve a user's own images, judged on a few with true masks.
 
-A search along one axis after another, from what is in use: null prompts, saliency method,
-its layer, wordings, presence, CRF, boxes. A candidate is taken only if it is better with a
-95 % paired bootstrap interval above zero, because with a dozen images the best of many
-candidates is mostly lucky.
+A search along one axis after another, from what is in use; ``axes`` says which. With a
+dozen images the best of forty candidates is mostly lucky. So a candidate is taken only if
+its gain would be that large by chance, for *any* candidate of *any* axis, in less than one
+search of twenty: ``chance`` corrects for the candidates of an axis, and the 5 % are shared
+out among the axes. What a candidate chose on the images is judged on the others.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from medclipsam.engine.archive import read_image
-from medclipsam.engine.config import EngineConfig, make_config, merge
+from medclipsam.engine.axes import AXES, Candidate, needs_gradients
+from medclipsam.engine.chance import chance, least_cases
+from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.metrics import dice, mean_interval
@@ -25,6 +27,8 @@ from medclipsam.engine.outputs import read_mask, safe_label
 from medclipsam.engine.pairing import Files, files_by_label, match_files, walk_files
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.types import ItemRef, Prompts, Segment
+
+ERROR = 0.05  # chance that a search takes anything where nothing is better
 
 
 @dataclass(frozen=True)
@@ -34,35 +38,35 @@ class Sample:
     Attributes:
         frame: uint8 (H, W, 3).
         truth: label → bool (H, W); labels without a true mask are not scored.
+        image: the file it comes from; frames of one file are no independent witnesses.
     """
 
     frame: np.ndarray
     truth: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Settings laid over the bundle's defaults, and prompts, under a name."""
-
-    axis: str
-    name: str
-    settings: dict[str, Any]
-    prompts: Prompts
+    image: str = ""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and its DSC on every labelled mask.
+    """A candidate and how it did.
 
     Attributes:
-        gain: mean and 95 % interval of the paired difference to what was in use.
+        scores: DSC of every labelled mask.
+        gains: per image, mean difference to what was in use; empty for the start.
+        p: chance of a gain as large where no candidate of the axis is better; NaN at the start.
         verdict: ``in use``, ``taken``, or empty.
     """
 
     candidate: Candidate
     scores: np.ndarray
-    gain: tuple[float, float, float]
+    gains: np.ndarray
+    p: float
     verdict: str
+
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """Mean and 95 % bootstrap interval over images, of this candidate alone."""
+        return mean_interval(self.gains if self.gains.size else [0.0, 0.0])
 
 
 def read_samples(images: Path, truth: Path, labels: Sequence[str]) -> list[Sample]:
@@ -108,7 +112,7 @@ def _read_frames(root: Path, path: Path, masks: Mapping[str, Path]) -> Iterator[
                 f"image {path} has {frames.shape[:3]}; masks must lie on the image's own grid"
             )
     for n, frame in enumerate(frames):
-        yield Sample(frame, {label: mask[n] for label, mask in truths.items()})
+        yield Sample(frame, {label: mask[n] for label, mask in truths.items()}, str(path))
 
 
 @dataclass
@@ -121,6 +125,7 @@ class Tuner:
         settings: what the user already set over the bundle's defaults.
         nulls: further null prompts to try.
         observer: called with each trial.
+        left_out: candidates that the engine's backend cannot run.
     """
 
     engine: Engine
@@ -128,27 +133,63 @@ class Tuner:
     settings: dict[str, Any]
     nulls: tuple[str, ...] = ()
     observer: Callable[[Trial], None] = lambda trial: None
+    left_out: list[str] = field(default_factory=list)
     _answers: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
     def search(self, prompts: Prompts) -> tuple[Candidate, list[Trial]]:
         """The best settings found and every trial on the way."""
         best = Candidate("start", "in use", self.settings, prompts)
         scores = self.score(best)
-        trials = [self._report(Trial(best, scores, mean_interval([0.0, 0.0]), "in use"))]
+        trials = [self._report(Trial(best, scores, np.empty(0), float("nan"), "in use"))]
         for axis in AXES:
-            rivals = [
-                (rival, self.score(rival))
-                for rival in axis(self, best)
-                if (self.config(rival), rival.prompts) != (self.config(best), best.prompts)
-            ]
-            gains = [mean_interval(found - scores) for _, found in rivals]
-            winner = max(range(len(rivals)), key=lambda n: gains[n][0], default=None)
-            for n, (rival, found) in enumerate(rivals):
-                taken = n == winner and gains[n][1] > 0
-                trials.append(self._report(Trial(rival, found, gains[n], "taken" if taken else "")))
-            if winner is not None and gains[winner][1] > 0:
-                best, scores = rivals[winner]
+            rivals = self._rivals(axis(self, best), best)
+            if not rivals:
+                continue
+            judged = [self.score(r) if r.scores is None else r.scores for r in rivals]
+            gains = np.stack([self._by_image(found - scores) for found in judged], axis=1)
+            chances = chance(gains)
+            winner = int(chances.argmin())
+            taken = chances[winner] <= ERROR / len(AXES)
+            for n, rival in enumerate(rivals):
+                verdict = "taken" if taken and n == winner else ""
+                trial = Trial(rival, judged[n], gains[:, n], float(chances[n]), verdict)
+                trials.append(self._report(trial))
+            if taken:
+                best = replace(rivals[winner], scores=None)
+                scores = self.score(best)
         return best, trials
+
+    def _rivals(self, proposed: Iterator[Candidate], best: Candidate) -> list[Candidate]:
+        """Those that differ from what is in use and that the backend can run."""
+        rivals = []
+        for rival in proposed:
+            config = self.config(rival)
+            if (config, rival.prompts) == (self.config(best), best.prompts):
+                continue
+            if self.engine.backend != "torch" and needs_gradients(config.saliency):
+                self.left_out.append(f"{rival.axis} {rival.name}")
+                continue
+            rivals.append(rival)
+        return rivals
+
+    def _by_image(self, values: np.ndarray) -> np.ndarray:
+        """Values of every labelled mask → their mean in each image."""
+        owners = [s.image or n for n, s in enumerate(self.samples) for _ in s.truth]
+        if len(owners) != len(values):
+            raise ValueError(f"expected {len(owners)} values, one a mask, got {len(values)}")
+        _, index = np.unique(list(map(str, owners)), return_inverse=True)
+        return np.bincount(index, values) / np.bincount(index)
+
+    @property
+    def images(self) -> int:
+        """Number of independent witnesses."""
+        return len({s.image or n for n, s in enumerate(self.samples) if s.truth})
+
+    @property
+    def too_few(self) -> int:
+        """Images that a gain needs at least to be told from chance, where there are fewer; or 0."""
+        least = least_cases(ERROR / len(AXES))
+        return least if self.images < least else 0
 
     def _report(self, trial: Trial) -> Trial:
         self.observer(trial)
@@ -194,114 +235,3 @@ class Tuner:
             return replace(mine, config=config)
         device = mine.encoder.device
         return Pipeline.open(self.engine.bundle, config, device, self.engine.backend)
-
-
-def _over(best: Candidate, axis: str, name: str, layer: dict[str, Any]) -> Candidate:
-    settings = copy.deepcopy(best.settings)
-    merge(settings, layer)
-    return Candidate(axis, name, settings, best.prompts)
-
-
-def null_prompts(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """The user's null prompts, each alone, all together, and beside those in use."""
-    used, new = tuner.config(best).null_prompts, tuner.nulls
-    sets = [*((null,) for null in new), new, (*used, *new)]
-    for nulls in dict.fromkeys(tuple(dict.fromkeys(s)) for s in sets):
-        if nulls and nulls != used:
-            yield _over(best, "null prompts", " | ".join(nulls), {"null_prompts": list(nulls)})
-
-
-def methods(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """Every saliency method; contrastcam where there are null prompts, of the user's if need be."""
-    from medclipsam.engine.saliency import METHODS
-
-    nulls = tuner.config(best).null_prompts or tuner.nulls
-    for method in METHODS:
-        if method == tuner.config(best).saliency.method:
-            continue
-        layer: dict[str, Any] = {"saliency": {"method": method}}
-        if method == "contrastcam":
-            if not nulls:
-                continue
-            layer["null_prompts"] = list(nulls)
-        yield _over(best, "saliency", method, layer)
-
-
-def layers(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """Where the channels, or the bottleneck, of the chosen method lie; for contrastcam its fill."""
-    method = tuner.config(best).saliency.method
-    settings: list[dict[str, Any]]
-    if method == "contrastcam":
-        settings = [{"blur": blur} for blur in (0.06, 0.09, 0.18, 0.25)]
-    elif method == "m2ib":
-        settings = [{"depth": depth} for depth in (0.5, 0.75, 0.9)]
-    else:
-        settings = [
-            {"block": block, "target": target}
-            for block in (-1, -2, -3)
-            for target in ("norm1", "norm2")
-        ]
-    for layer in settings:
-        name = " ".join(f"{key}={value}" for key, value in layer.items())
-        yield _over(best, "layer", name, {"saliency": layer})
-
-
-def wordings(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """Each wording of an ensemble alone."""
-    for label, texts in best.prompts.texts.items():
-        for text in texts if len(texts) > 1 else ():
-            chosen = Prompts({**best.prompts.texts, label: (text,)})
-            yield Candidate("wording", f"{label}={text}", best.settings, chosen)
-
-
-def presences(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """No threshold, and the one that serves the samples best if some lack a target."""
-    if not tuner.config(best).null_prompts:
-        return
-    free = _over(best, "presence", "none", {"presence": None})
-    yield free
-    pairs = [
-        (found[label].contrast, dice(found[label].mask, mask), float(not mask.any()))
-        for sample, found in zip(tuner.samples, tuner.segment(free), strict=True)
-        for label, mask in sample.truth.items()
-    ]
-    contrast, kept, dropped = np.array(pairs).T
-    if not dropped.any():
-        return
-    edges = np.unique(contrast)
-    cuts = (edges[1:] + edges[:-1]) / 2
-    means = [np.where(contrast < cut, dropped, kept).mean() for cut in cuts]
-    if means:
-        cut = round(float(cuts[int(np.argmax(means))]), 4)
-        yield _over(best, "presence", f"{cut:g}", {"presence": cut})
-
-
-CRFS: dict[str, dict[str, Any]] = {
-    "MedCLIP-SAMv2's 5 / 5 / 3": {"gaussian_compat": 5, "bilateral_srgb": 3},
-    "5 iterations": {"iterations": 5},
-    "none (saliency above one half)": {"iterations": 0},
-    "bilateral_sxy=30": {"bilateral_sxy": 30},
-    "threshold=0.3": {"threshold": 0.3},
-    "threshold=0.7": {"threshold": 0.7},
-}
-
-
-def crfs(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """Settings of the dense CRF."""
-    for name, layer in CRFS.items():
-        yield _over(best, "crf", name, {"crf": layer})
-
-
-def selections(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """Which components become boxes."""
-    for select in ("largest", "top-k", "all"):
-        yield _over(best, "boxes", select, {"boxes": {"select": select}})
-
-
-def pads(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
-    """How far boxes are widened."""
-    for pad in (0.0, 0.1, 0.2, 0.3):
-        yield _over(best, "boxes", f"pad={pad}", {"boxes": {"pad": pad}})
-
-
-AXES = (null_prompts, methods, layers, wordings, presences, crfs, selections, pads)

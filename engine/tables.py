@@ -43,11 +43,11 @@ def read_table(path: Path, on_bad_row: OnBadRow | None = None) -> Table:
 def _read_text(path: Path, separator: str, on_bad_row: OnBadRow | None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=separator, strict=True)  # an open quote is an error
-        names = [name.strip() for name in next(_complete(rows, path), [])]
+        names = [name.strip() for name in next(complete_rows(rows, path), [])]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"the first row of {path} must name its columns, got {names}")
         columns: Table = {name: [] for name in names}
-        for number, row in enumerate(filter(None, _complete(rows, path)), start=1):
+        for number, row in enumerate(filter(None, complete_rows(rows, path)), start=1):
             if len(row) != len(names):
                 what = f"expected {len(names)} cells, got {len(row)}"
                 if on_bad_row is None:
@@ -59,7 +59,7 @@ def _read_text(path: Path, separator: str, on_bad_row: OnBadRow | None) -> Table
     return columns
 
 
-def _complete(rows: Any, path: Path) -> Iterator[list[str]]:
+def complete_rows(rows: Any, path: Path) -> Iterator[list[str]]:
     """The rows that a ``csv.reader`` finds; the error names the line in which a row goes wrong."""
     begin = rows.line_num + 1
     try:

@@ -356,6 +356,20 @@ def test_sparse_members_and_sizes_in_records(tmp_path):
     assert two.fetch is not None and two.fetch() == b"abc" and three.ref.id == "x.tar"
 
 
+@pytest.mark.parametrize("repeated", [1, 4])
+def test_names_of_many_members_are_not_held(repeated):
+    """Bytes that Python holds for each name; a dictionary of names takes more than 100."""
+    count = 25_000
+    with Names() as names:
+        names.distinct("first")
+        tracemalloc.start()
+        for number in range(count * repeated):
+            names.distinct(f"folder of the container/{number % count:012}.png")
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert held < 2 * count and peak < 4 * count
+
+
 def test_distinct_names():
     names = Names()
     given_names = ["a", "a#2", "a", "a", "b", "a#2"]

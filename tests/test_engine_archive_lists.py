@@ -1,18 +1,22 @@
 """Tables of paths, and the globs that choose items."""
 
+import csv as stdlib_csv
 import os
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from bad_input import NOISE, picture, tar
 from pyarrow import csv, parquet
 
-from medclipsam.engine.archive import decode, open_archive
+from medclipsam.engine.archive import Decoders, Limits, decode, embedded, open_archive
 from medclipsam.engine.archive.patterns import Patterns
 from medclipsam.engine.errors import ConfigError, InputError
 
-MEMORY = 12 << 20  # bytes of a list of 24 MB
+MEMORY = 12 << 20  # bytes that pyarrow may hold of a list of 24 MB
+PEAK = 12 << 20  # bytes that Python may hold of it, its own tables included
 WRITERS = {
     ".csv": csv.write_csv,
     ".tsv": lambda table, path: csv.write_csv(table, path, csv.WriteOptions(delimiter="\t")),
@@ -105,15 +109,138 @@ def test_lists_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_long_lists_are_read_in_batches(tmp_path, suffix):
+    """Text is read line by line; of Parquet, pyarrow holds the batch that is being read."""
     names = [f"{'folder with a long name ' * 8}/{k:08}.png" for k in range(60_000)]
     path = write(tmp_path / f"x{suffix}", {"item": names, "more": names})
     archive = open_archive(path)
     before = pa.total_allocated_bytes()
+    tracemalloc.start()
     for number, entry in enumerate(archive):
         assert entry.ref.path == names[number]
         if number % 5000 == 0:
             assert pa.total_allocated_bytes() - before < MEMORY
     assert number == len(names) - 1
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < PEAK
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("first", [True, False])
+def test_separators_are_found_by_the_names_of_the_columns(tmp_path, separator, suffix, first):
+    names = ["a,b;c|d.png", 'with "quotes".png', "two\nlines.png", "plain.png", "tab\t.png"]
+    header = ["item", "note"] if first else ["note", "item"]
+    with (tmp_path / f"x{suffix}").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = stdlib_csv.writer(file, delimiter=separator)
+        writer.writerow(header)
+        writer.writerows([n, "1;2,3"] if first else ["1;2,3", n] for n in names)
+    assert ids(tmp_path / f"x{suffix}") == names
+
+
+@pytest.mark.parametrize("header", ["file;label", "file|label", "file\tlabel"])
+def test_columns_of_another_separator_never_become_names_of_items(tmp_path, header):
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\na.png\n")
+    with pytest.raises(ConfigError, match="'file', 'label'; name the one with the paths 'item'"):
+        ids(path)
+    path.write_text("item;label\na.png,x\n")
+    with pytest.raises(ConfigError, match="row 1: expected 2 cells, got 1"):
+        ids(path)
+
+
+def cells(kind: str, pictures: list[bytes]):
+    names = ["0.png", None, "sub/2.png", "0.png", "../up.png"]
+    if kind == "bytes":
+        return pa.array(pictures, pa.large_binary())
+    if kind == "no path":
+        return pa.array([{"bytes": data} for data in pictures])
+    pairs = zip(pictures, names, strict=True)
+    rows = [{"bytes": data, "path": name} for data, name in pairs]
+    text = pa.large_string() if kind == "large" else pa.string()
+    data = pa.large_binary() if kind == "large" else pa.binary()
+    return pa.array(rows, pa.struct([("bytes", data), ("path", text)]))
+
+
+@pytest.mark.parametrize("kind", ["struct", "large", "bytes", "no path"])
+def test_images_in_a_column_of_parquet_are_read(tmp_path, kind):
+    pictures = [picture(np.roll(NOISE, k, 1)) for k in range(5)]
+    columns = {"label": list(range(5)), "image": cells(kind, pictures)}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=2)
+    archive = open_archive(tmp_path / "x.parquet")
+    found = {entry.ref.id: entry.fetch() for entry in archive}
+    rows = [f"row-{k}" for k in range(1, 6)]
+    named = ["0.png", "row-2", "sub/2.png", "0.png#2", "%2e%2e/up.png"]
+    expected = rows if kind in ("bytes", "no path") else named
+    assert found == dict(zip(expected, pictures, strict=True))
+    assert list(found) == ids(tmp_path / "x.parquet") and archive.count() is None
+    assert all(entry.streamed for entry in archive)
+    if kind == "struct":
+        assert ids(tmp_path / "x.parquet", include=["sub/*"]) == ["sub/2.png"]
+    with Decoders(1) as pool:
+        for entry, data in zip(archive, pictures, strict=True):
+            np.testing.assert_array_equal(pool.decode(entry).frames, decode(data).frames)
+
+
+def test_a_cell_may_name_a_file_or_hold_nothing(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(NOISE))
+    rows = [{"bytes": None, "path": "a.png"}, {"bytes": b"", "path": "b.png"},
+            {"bytes": None, "path": None}, None, {"bytes": b"12345", "path": "c.png"}]  # fmt: skip
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    named, *others = open_archive(tmp_path / "x.parquet", limits=Limits(max_bytes=4))
+    assert (named.ref.id, named.files) == ("a.png", (tmp_path / "a.png",))
+    assert [(entry.ref.id, entry.error.reason) for entry in others] == [
+        ("b.png", "empty"), ("row-3", "empty"), ("row-4", "empty"), ("c.png", "too-large"),
+    ]  # fmt: skip
+
+
+TEXT_COLUMNS = {
+    "string": pa.array(["a.png"]),
+    "large": pa.array(["a.png"], pa.large_string()),
+    "dictionary": pa.array(["a.png"]).dictionary_encode(),
+    "large dictionary": pa.array(["a.png"], pa.large_string()).dictionary_encode(),
+}
+OTHER_COLUMNS = {
+    "list": pa.array([["a.png"]]),
+    "numbers": pa.array([7]),
+    "struct": pa.array([{"url": "a.png"}]),
+    "struct of texts": pa.array([{"bytes": "a.png"}]),
+    "list of images": pa.array([[{"bytes": b"1", "path": "a"}]]),
+    "map": pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string())),
+    "nothing": pa.nulls(1),
+    "dictionary of bytes": pa.array([b"1"]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", TEXT_COLUMNS)
+def test_texts_of_every_kind_are_paths(tmp_path, kind):
+    parquet.write_table(pa.table({"path": TEXT_COLUMNS[kind]}), tmp_path / "x.parquet")
+    assert ids(tmp_path / "x.parquet") == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["item", "image", "only"])
+@pytest.mark.parametrize("kind", OTHER_COLUMNS)
+def test_what_is_neither_text_nor_image_is_refused_before_any_item(tmp_path, kind, name):
+    parquet.write_table(pa.table({name: OTHER_COLUMNS[kind]}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=f"expected paths as text in column '{name}'"):
+        open_archive(tmp_path / "x.parquet")
+
+
+def test_of_large_images_in_a_column_one_row_group_is_held(tmp_path, monkeypatch):
+    """64 MB in row groups of 8, which are pages of the file: one is held, packed and unpacked."""
+    rng = np.random.default_rng(5)
+    pictures = [rng.bytes(1 << 20) for _ in range(64)]
+    table = pa.table({"image": pa.array([{"bytes": data} for data in pictures])})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=8)
+    del table
+    before, most = pa.total_allocated_bytes(), 0
+    for entry, data in zip(open_archive(tmp_path / "x.parquet"), pictures, strict=True):
+        assert entry.fetch() == data
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 24 << 20
+    monkeypatch.setattr(embedded, "GROUP", 8 << 20)  # pages have headers beside the pictures
+    with pytest.raises(ConfigError, match="smaller row_group_size"):
+        open_archive(tmp_path / "x.parquet")
 
 
 GLOBS = {

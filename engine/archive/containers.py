@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from medclipsam.engine.archive.blob import Blob
+from medclipsam.engine.archive.dicomfile import is_dicom
 from medclipsam.engine.archive.entry import Entry
-from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.members import Member, Names, harmless_name, is_hidden, safe_name
 from medclipsam.engine.archive.sieve import Sieve
@@ -25,9 +25,9 @@ def list_members(blob: Blob, sieve: Sieve, limits: Limits) -> Iterator[Entry]:
     Where it is damaged or ends early, an entry with the container's own path says so
     after the members before that place.
     """
-    inside, names = sieve.inside(blob.path), Names()
+    inside = sieve.inside(blob.path)
     try:
-        with blob.open() as file:
+        with blob.open() as file, Names() as names:
             for member in _members(file, blob, limits):
                 entry = _entry(member, blob, inside, names, limits)
                 if entry is not None:
@@ -60,7 +60,7 @@ def _entry(member: Member, blob: Blob, sieve: Sieve, names: Names, limits: Limit
 
 
 def _is_dicom(member: Member) -> bool:
-    return member.error is None and member.start()[128:MAGIC_END] == b"DICM"
+    return member.error is None and is_dicom(member.start())
 
 
 def _judge(member: Member, name: str, limits: Limits) -> InputError | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 
 from medclipsam.engine.errors import InputError
+from medclipsam.engine.seen import Seen
 
 DRIVE = re.compile(r"[A-Za-z]:")
 UNSAFE = re.compile(r"[\0-\x1f\x7f%]|^[/\\]+|:|\\|(?:(?<=[/\\])|^)\.\.(?=[/\\]|$)")
@@ -57,12 +59,27 @@ def is_hidden(name: str) -> bool:
 
 
 class Names:
-    """Gives every member of a container an id of its own: ``a.png``, then ``a.png#2``."""
+    """Gives every member of a container an id of its own: ``a.png``, then ``a.png#2``.
+
+    A context manager; of any number of names no more is held in memory than of a few.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._seen = Seen()
+
+    def __enter__(self) -> Names:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._seen.__exit__(kind, exc, trace)
 
     def distinct(self, name: str) -> str:
         """``name`` the first time, then with the number of its occurrence."""
-        count = self._counts[name] = self._counts.get(name, 0) + 1
-        return name if count == 1 else self.distinct(f"{name}#{count}")
+        while (count := self._seen.count(name)) > 1:
+            name = f"{name}#{count}"
+        return name

@@ -1,18 +1,21 @@
-"""A list of items: a table with the path of one in each row.
+"""A list of items: a table with the path of one in each row, or the image itself.
 
-Rows are read in batches, so that a list may be longer than memory.
+Rows are read one by one, so that a list may be longer than memory.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medclipsam.engine.archive.archive import Archive
+from medclipsam.engine.archive.embedded import check_groups, holds_images, list_images
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.kinds import is_container, known_suffix
 from medclipsam.engine.archive.limits import Limits, refuse
@@ -20,32 +23,59 @@ from medclipsam.engine.archive.patterns import Patterns
 from medclipsam.engine.archive.shards import list_file
 from medclipsam.engine.archive.sieve import Sieve
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.tables import complete_rows
 from medclipsam.engine.types import ItemRef
 
 COLUMNS = ("item", "path", "image")
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the usual one first
 BATCH = 1024  # rows of a Parquet file at a time
-BLOCK = 1 << 18  # bytes of a text file at a time; pyarrow holds some twenty of them
+T = TypeVar("T")
 
 
 def open_table(file: Path, patterns: Patterns, limits: Limits) -> Archive:
-    """The files that the rows of a CSV, TSV or Parquet table name.
+    """The files that the rows of a CSV, TSV or Parquet table name, or the images in them.
 
     Paths are absolute or relative to the table's folder; ids are these paths as written,
-    without a leading ``/``. A row that is listed twice is yielded twice.
+    without a leading ``/``. A row that is listed twice is yielded twice. Cells of a CSV are
+    separated by comma, semicolon, tab or bar, whichever makes one of its names ``item``,
+    ``path`` or ``image``. A Parquet column may hold images, see ``embedded``.
 
     Raises:
         ConfigError: not such a table, or no column says which paths are meant.
     """
     folder = Path(os.path.abspath(file)).parent
-    _column(file)
+    if file.suffix.lower() == ".parquet":
+        with _explained(file):
+            column, kind = _parquet_column(file)
+        if holds_images(kind):
+            with _explained(file):
+                check_groups(file, column)
+            walk = partial(_walk_images, file, column, folder, limits)
+            return Archive(str(file.resolve()), file.name, walk, patterns, countable=False)
+        _check_paths(file, column, kind)
+        rows = partial(_parquet_rows, file, column)
+    else:
+        with _explained(file):
+            separator, place = _read_header(file)
+        rows = partial(_text_rows, file, separator, place)
 
-    def walk(sieve: Sieve) -> Iterator[Entry]:
-        for number, text in enumerate(_rows(file), start=1):
+    def walk_rows(sieve: Sieve) -> Iterator[Entry]:
+        for number, text in enumerate(_guarded(file, rows()), start=1):
             if not text:
                 raise ConfigError(f"{file}, row {number}: the path is empty")
             yield from _list_row(folder, text, sieve, limits)
 
-    return Archive(str(file.resolve()), file.name, walk, patterns)
+    return Archive(str(file.resolve()), file.name, walk_rows, patterns)
+
+
+def _walk_images(
+    file: Path, column: str, folder: Path, limits: Limits, sieve: Sieve
+) -> Iterator[Entry]:
+    for found in _guarded(file, list_images(file, column, limits)):
+        if isinstance(found, str):  # the path of a file instead of an image
+            yield from _list_row(folder, found, sieve, limits)
+        elif sieve.patterns.accept(found.ref.path):
+            yield found
 
 
 def _list_row(folder: Path, text: str, sieve: Sieve, limits: Limits) -> Iterator[Entry]:
@@ -64,9 +94,8 @@ def _list_row(folder: Path, text: str, sieve: Sieve, limits: Limits) -> Iterator
         yield from list_file(file, path, sieve, limits)
 
 
-def _column(file: Path) -> str:
+def _choose(file: Path, names: list[str]) -> str:
     """The name of the column that holds the paths."""
-    names = _names(file)
     found = next((name for name in COLUMNS if name in names), None)
     if found is None and len(names) == 1 and not known_suffix(names[0]):
         found = names[0]
@@ -78,59 +107,79 @@ def _column(file: Path) -> str:
     return found
 
 
-def _names(file: Path) -> list[str]:
-    with _explained(file):
-        if _is_parquet(file):
-            from pyarrow import parquet
-
-            return list(parquet.read_schema(file).names)
-        with _open_csv(file) as reader:
-            return list(reader.schema.names)
-
-
-def _rows(file: Path) -> Iterator[str | None]:
-    column = _column(file)
-    with _explained(file):
-        for batch in _batches(file, column):
-            for value in batch.column(0).to_pylist():
-                yield None if value is None else str(value).strip()
+def _read_header(file: Path) -> tuple[str, int]:
+    """Separator of a text table, and the place of the path among its cells."""
+    readings = []
+    for separator in SEPARATORS[file.suffix.lower()]:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream, delimiter=separator)
+            names = [name.strip() for name in next(filter(None, rows), [])]
+        if not names:
+            raise ConfigError(f"cannot read the list {file}: it is empty")
+        if set(COLUMNS) & set(names):
+            return separator, names.index(_choose(file, names))
+        readings.append((separator, names))
+    separator, names = max(readings, key=lambda reading: len(reading[1]))
+    return separator, names.index(_choose(file, names))
 
 
-def _batches(file: Path, column: str) -> Iterator[Any]:
-    if not _is_parquet(file):
-        with _open_csv(file, column) as reader:
-            yield from reader
-        return
+def _text_rows(file: Path, separator: str, place: int) -> Iterator[str]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream, delimiter=separator, strict=True)  # an open quote is an error
+        complete = filter(None, complete_rows(rows, file))
+        width = len(next(complete))
+        for number, row in enumerate(complete, start=1):
+            if len(row) != width:
+                raise ConfigError(
+                    f"cannot read the list {file}: row {number}: expected {width} cells, got "
+                    f"{len(row)}; put cells that hold {separator!r} into quotes"
+                )
+            yield row[place].strip()
+
+
+def _parquet_column(file: Path) -> tuple[str, Any]:
+    """Name and type of the column that holds paths or images."""
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(file)
+    if "image" in schema.names and holds_images(schema.field("image").type):
+        return "image", schema.field("image").type
+    name = _choose(file, list(schema.names))
+    return name, schema.field(name).type
+
+
+def _check_paths(file: Path, column: str, kind: Any) -> None:
+    import pyarrow as pa
+
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_view = getattr(pa.types, "is_string_view", lambda _: False)
+    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or is_view(value)):
+        raise ConfigError(
+            f"expected paths as text in column {column!r} of {file}, or images as "
+            f"{{bytes, path}}, got {kind}; name the column with the paths 'item'"
+        )
+
+
+def _parquet_rows(file: Path, column: str) -> Iterator[str | None]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as table:
-        yield from table.iter_batches(batch_size=BATCH, columns=[column])
+        for batch in table.iter_batches(batch_size=BATCH, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                yield None if value is None else value.strip()
 
 
-def _open_csv(file: Path, column: str | None = None) -> Any:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    tabs = file.suffix.lower() == ".tsv"
-    chosen = {"include_columns": [column], "column_types": {column: pa.string()}} if column else {}
-    return csv.open_csv(
-        file,
-        read_options=csv.ReadOptions(block_size=BLOCK),
-        parse_options=csv.ParseOptions(delimiter="\t" if tabs else ","),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=[""], **chosen),
-    )
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
+def _guarded(file: Path, rows: Iterator[T]) -> Iterator[T]:
+    with _explained(file):
+        yield from rows
 
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turn what pyarrow raises on a damaged table into a ConfigError."""
+    """Turn what is raised on a damaged table into a ConfigError."""
     import pyarrow as pa
 
     try:
         yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as exc:
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as exc:
         raise ConfigError(f"cannot read the list {file}: {exc}") from exc

@@ -127,6 +127,8 @@ def test_vanished_empty_oversized_and_unknown_content(tmp_path):
     path.write_bytes(b"")
     assert reason(tmp_path, "x.png") == "empty"
     path.write_bytes(b"GIF89a" + bytes(50))
+    assert reason(tmp_path, "x.png") == "unsupported"
+    path.write_bytes(b"<html>" + bytes(50))
     assert reason(tmp_path, "x.png") == "unreadable"
     path.unlink()
     assert reason(tmp_path, "x.png") == "vanished"

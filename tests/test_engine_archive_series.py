@@ -343,7 +343,7 @@ def test_ids_tell_nothing_and_only_what_is_needed_is_parsed(tmp_path, monkeypatc
         seen.append(parse(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr("medclipsam.engine.archive.series.dcmread", watch)
+    monkeypatch.setattr("pydicom.dcmread", watch)
     write_slices(tmp_path)
     (item,) = ids(tmp_path)
     assert UID not in item and len(seen) == 6

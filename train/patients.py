@@ -18,9 +18,8 @@ from typing import BinaryIO
 import numpy as np
 
 from medclipsam.engine.archive import Entry
-from medclipsam.engine.archive.dicom import is_dicom, read_syntax
+from medclipsam.engine.archive.dicomfile import read_header
 from medclipsam.engine.archive.files import open_file
-from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.errors import ConfigError, InputError
 
 ATTEMPTS = 200  # draws of a split that has every label on both sides
@@ -109,16 +108,8 @@ def _read_header(entry: Entry, data: bytes | None) -> str:
 
 
 def _read_id(stream: BinaryIO) -> str:
-    from pydicom import dcmread
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    if not is_dicom(stream.read(MAGIC_END)):
-        return ""
-    if read_syntax(stream) == DeflatedExplicitVRLittleEndian:  # inflates all of it
-        return ""
-    stream.seek(0)
-    found = dcmread(stream, stop_before_pixels=True, specific_tags=["PatientID"])
-    return str(found.get("PatientID") or "").strip()
+    found = read_header(stream, ["PatientID"])
+    return "" if found is None else str(found.get("PatientID") or "").strip()
 
 
 def join_groups(pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     JPEGExtended12Bit,
     JPEGLossless,
@@ -25,6 +24,7 @@ from pydicom.uid import (
 
 from medclipsam.engine.archive.bits import AS_STORED, stored_values
 from medclipsam.engine.archive.codecs import HAVE_GDCM
+from medclipsam.engine.archive.dicomfile import complete, read_syntax
 from medclipsam.engine.archive.geometry import Planes, make_affine, read_planes
 from medclipsam.engine.archive.grayscale import show_grey
 from medclipsam.engine.archive.limits import Limits, refuse
@@ -38,6 +38,7 @@ from medclipsam.engine.types import Grid
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 ELEMENTS = [
+    "SOPClassUID",
     "SequenceOfUltrasoundRegions",
     "ImagerPixelSpacing",
     "SamplesPerPixel",
@@ -88,13 +89,9 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010) in both b
 # that nothing else here decodes.
 SAFE_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
 LOSSLESS_PLUGINS = ("pylibjpeg", "gdcm")
+CELLS = (1, 8, 16, 32, 64)  # bits of a cell
 DEFLATED = 1 << 16  # bytes inflated at a time
 NO_SPACING, NO_DEPTH = "the file tells no pixel spacing", "the file tells no slice thickness"
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether ``data`` is a DICOM file, by its magic bytes after the preamble."""
-    return data[128:132] == b"DICM"
 
 
 @dataclass(frozen=True)
@@ -155,6 +152,7 @@ def make_grid(frames: np.ndarray, picture: Picture, planes: Planes | str) -> Gri
 def read_picture(data: bytes, limits: Limits) -> Picture:
     """Decode one file, even if it shows nothing, as one slice of a series may."""
     try:
+        data = complete(data)
         ds = _parse(data, limits)
         count = _check_header(ds, data, limits)
         plugin = _choose_decoder(ds)
@@ -175,7 +173,9 @@ def read_picture(data: bytes, limits: Limits) -> Picture:
 
 def _parse(data: bytes, limits: Limits) -> Dataset:
     stream = io.BytesIO(data)
-    if read_syntax(stream) == DeflatedExplicitVRLittleEndian:
+    syntax = read_syntax(stream)
+    _check_syntax(syntax)
+    if syntax == DeflatedExplicitVRLittleEndian:
         _check_deflated(stream.read(), limits)
     ds = dcmread(io.BytesIO(data), specific_tags=list(ELEMENTS))
     for element in list(ds):
@@ -184,13 +184,22 @@ def _parse(data: bytes, limits: Limits) -> Dataset:
     return ds
 
 
-def read_syntax(stream: BinaryIO) -> str:
-    """The transfer syntax of a DICOM file, and nothing beyond; ``stream`` stands behind it."""
-    stream.seek(132)
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if not meta.get("TransferSyntaxUID"):
-        raise refuse("unreadable", "expected a transfer syntax in the DICOM header, got none")
-    return str(meta.TransferSyntaxUID)
+def _check_syntax(text: str) -> None:
+    """Refuse by name a transfer syntax that nothing here decodes.
+
+    Before anything else is parsed: a private one may order bytes in any way.
+    """
+    syntax = UID(text)
+    if not syntax.is_valid:
+        raise refuse("unreadable", "expected the UID of a transfer syntax, got no UID")
+    if not syntax.is_transfer_syntax:
+        kind = "private" if syntax.is_private else "unknown"
+        raise refuse("unsupported", f"no decoder exists for the {kind} transfer syntax {text}")
+    try:
+        get_decoder(syntax)
+    except NotImplementedError as exc:
+        name = f"{text} ({syntax.name})"
+        raise refuse("unsupported", f"no decoder exists for transfer syntax {name}") from exc
 
 
 def _check_deflated(data: bytes, limits: Limits) -> None:
@@ -214,17 +223,22 @@ def _check_header(ds: Dataset, data: bytes, limits: Limits) -> int:
         # pydicom drops an element, or all of them, where the file ends too early.
         if any(tag in data for tag in PIXEL_TAGS) and ("Rows" in ds or not len(ds)):
             raise refuse("truncated", "expected pixels up to their end mark, got only a part")
-        raise refuse(
-            "no-pixels",
-            "expected a DICOM image, got an object without pixel data or the beginning of one",
-        )
+        raise refuse("no-pixels", f"expected a DICOM image, got {_name_class(ds)}")
     count = int(ds.get("NumberOfFrames") or 1)
     limits.check_pixels(count, int(ds.get("Rows", 0)), int(ds.get("Columns", 0)))
     samples, kind = int(ds.get("SamplesPerPixel", 1)), str(ds.get("PhotometricInterpretation"))
     known = {1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 3: ("RGB",)}.get(samples, ())
     if kind not in known and not (samples == 3 and kind.startswith("YBR_")):
         raise refuse("unsupported", f"expected grey, RGB or YBR pixels, got {samples} × {kind}")
+    if int(ds.BitsAllocated) not in CELLS:
+        raise refuse("unsupported", f"expected cells of {CELLS} bits, got {ds.BitsAllocated}")
     if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        if ds[present[0]].is_undefined_length:
+            raise refuse(
+                "unsupported",
+                "expected plain pixels, got compressed ones without a transfer syntax that tells "
+                "how; save the file again with a whole header",
+            )
         bits = samples * int(ds.BitsAllocated) * count * int(ds.Rows) * int(ds.Columns)
         if kind == "YBR_FULL_422":
             bits = bits // 3 * 2
@@ -234,15 +248,21 @@ def _check_header(ds: Dataset, data: bytes, limits: Limits) -> int:
     return count
 
 
+def _name_class(ds: Dataset) -> str:
+    """What an object without pixels is."""
+    found = UID(str(ds.file_meta.get("MediaStorageSOPClassUID") or ds.get("SOPClassUID") or ""))
+    if not found.is_valid or not found:
+        return "an object of no SOP class and without pixel data, or the beginning of one"
+    name = found if found.name == found else f"{found.name} ({found})"
+    return f"an object of SOP class {name} without pixel data, or the beginning of one"
+
+
 def _choose_decoder(ds: Dataset) -> str:
     """The pydicom plug-in for this transfer syntax; empty for uncompressed pixels."""
     syntax = ds.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return ""
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as exc:
-        raise refuse("unsupported", f"no decoder exists for {syntax.name}") from exc
+    decoder = get_decoder(syntax)
     plugins = LOSSLESS_PLUGINS if syntax in (JPEGLossless, JPEGLosslessSV1) else SAFE_PLUGINS
     usable = {*decoder.available_plugins, *(["gdcm"] if HAVE_GDCM else [])}
     found = [plugin for plugin in plugins if plugin in usable]

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from medclipsam.engine.archive.dicomfile import is_dicom
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
 from medclipsam.engine.errors import InputError
@@ -86,4 +87,4 @@ def read_start(path: Path, size: int) -> bytes:
 
 def has_magic(path: Path) -> bool:
     """Whether a regular file begins as DICOM does."""
-    return read_start(path, MAGIC_END)[128:] == b"DICM"
+    return is_dicom(read_start(path, MAGIC_END))

@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import zlib
+from typing import NoReturn
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -17,13 +18,17 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
+from medclipsam.engine.archive.dicomfile import is_dicom
+from medclipsam.engine.archive.foreign import foreign_kind
 from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.raster import raster_kind
 from medclipsam.engine.archive.window import as_frames, check_values, robust_window
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.types import Grid
 
 GZIP_MAGIC = b"\x1f\x8b"
-HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+HEADER_BYTES = 540  # of NIfTI-2
+SHORTEST = 348  # of NIfTI-1
 SLACK = 1 << 16  # bytes that may follow the voxels
 PIECE = 1 << 22  # bytes inflated at a time
 THICK = 1.5  # slices this much coarser than the plane were acquired as slices
@@ -141,7 +146,7 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
         start = data[:HEADER_BYTES] if stream is None else stream.read(HEADER_BYTES)
         kind = _header_kind(start)
         if kind is None:
-            raise refuse("unreadable", "expected a NIfTI file, got other content or a part of one")
+            _refuse_other(start)
         header = kind.from_fileobj(io.BytesIO(start), check=True)
         shape, dtype = _check_header(header, limits)
         offset = int(header.get_data_offset())
@@ -162,6 +167,19 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
     voxels = np.frombuffer(body, dtype, count=math.prod(shape), offset=offset)
     voxels = voxels.reshape(shape, order="F")
     return voxels, affine, 1.0 if slope is None else float(slope)
+
+
+def _refuse_other(start: bytes) -> NoReturn:
+    """Say what a gzip file holds that is no NIfTI, by its first bytes."""
+    if len(start) < SHORTEST:
+        raise refuse("unreadable", "expected a NIfTI file, got other content or a part of one")
+    kind = raster_kind(start) or ("DICOM" if is_dicom(start) else foreign_kind(start))
+    kind = {"FreeSurfer MGH": "FreeSurfer MGZ"}.get(
+        kind, f"a gzip file of {kind or 'other content'}"
+    )
+    raise refuse(
+        "unsupported", f"expected NIfTI inside a gzip file, got {kind}; unpack or convert it"
+    )
 
 
 def _inflate(stream: gzip.GzipFile, start: bytes, size: int) -> bytearray:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medclipsam.engine.archive.dicom import is_dicom, read_dicom
+from medclipsam.engine.archive.dicom import read_dicom
+from medclipsam.engine.archive.dicomfile import complete, is_dicom, resembles_dicom
 from medclipsam.engine.archive.files import read_file
+from medclipsam.engine.archive.foreign import foreign_kind
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
 from medclipsam.engine.archive.nifti import is_nifti, read_nifti
 from medclipsam.engine.archive.raster import raster_kind, read_raster
@@ -22,6 +24,8 @@ from medclipsam.engine.archive.series import read_series
 from medclipsam.engine.types import Grid, Image, ItemRef
 
 __all__ = ["Decoded", "decode", "is_image", "locate", "read_file", "read_image"]
+
+KINDS = "PNG, JPEG, TIFF, BMP, DICOM or NIfTI"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Decoded:
         frames: uint8 (F, H, W, 3) as displayed; grey is a read-only view of one channel.
         grid: how the frames lie in their source.
         digest: sha256 of the encoded bytes, of all files one after the other.
-        sources: the encoded DICOM files in the order of their frames, where wanted.
+        sources: the encoded DICOM files in the order of their frames, where wanted; each
+            has a preamble.
     """
 
     frames: np.ndarray
@@ -82,7 +87,7 @@ def decode(
             limits.check_bytes(total)
             digest.update(data)
             if keep and is_dicom(data):
-                kept.append(data)
+                kept.append(complete(data))
             yield data
 
     one = isinstance(source, bytes) or len(source) == 1
@@ -104,8 +109,12 @@ def _read_one(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
         return read_nifti(data, limits)
     if raster_kind(data):
         return read_raster(data, limits)
-    raise refuse(
-        "unreadable",
-        "expected PNG, JPEG, TIFF, BMP, DICOM or NIfTI, got a file that starts with "
-        f"{data[:8].hex(' ')}",
-    )
+    if name := foreign_kind(data):
+        raise refuse("unsupported", f"expected {KINDS}, got {name}; convert it to one of these")
+    if resembles_dicom(data):
+        raise refuse(
+            "unsupported",
+            "expected DICOM with a preamble and DICM, got what may be DICOM without them and "
+            "cannot be recognised safely; save it again as a whole DICOM file",
+        )
+    raise refuse("unreadable", f"expected {KINDS}, got a file that starts with {data[:8].hex(' ')}")

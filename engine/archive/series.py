@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medclipsam.engine.archive.dicom import Picture, is_dicom, make_grid, read_picture, read_syntax
+from medclipsam.engine.archive.dicom import Picture, make_grid, read_picture
+from medclipsam.engine.archive.dicomfile import is_dicom, read_header
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.files import open_file
 from medclipsam.engine.archive.geometry import join_planes, read_position, read_turn
 from medclipsam.engine.archive.grayscale import functional
-from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.spacing import read_numbers, read_spacing
 from medclipsam.engine.archive.stacks import Slice, make_stacks
@@ -134,13 +132,8 @@ def _read_head(file: Path) -> Head | None:
     """What the header says of a file's place; None unless it is one frame of a series."""
     try:
         with open_file(file) as stream:
-            if not is_dicom(stream.read(MAGIC_END)):
-                return None
-            if read_syntax(stream) == DeflatedExplicitVRLittleEndian:  # inflates all of it
-                return None
-            stream.seek(0)
-            ds = dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _head(file, ds)
+            ds = read_header(stream, TAGS)
+            return None if ds is None else _head(file, ds)
     except InputError:  # reading it says why
         return None
     except Exception:  # a damaged header may raise anything; reading it says why

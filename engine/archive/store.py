@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from medclipsam.engine.archive.blob import ReadAt
+from medclipsam.engine.archive.dicomfile import is_dicom
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.errors import ConfigError, InputError
@@ -80,7 +81,7 @@ class Store:
             start = _patiently(lambda: self._fs.cat_file(path, start=0, end=MAGIC_END))
         except InputError:
             return False
-        return bool(start[128:MAGIC_END] == b"DICM")
+        return is_dicom(bytes(start))
 
     def fetch(self, path: str, size: int, limits: Limits) -> bytes:
         """All of an object, from any thread."""

@@ -35,6 +35,7 @@ NATIVE = uid.ExplicitVRLittleEndian
 SYNTAXES = (
     NATIVE,
     uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
     uid.RLELossless,
     uid.JPEGLSLossless,
     uid.JPEG2000Lossless,
@@ -107,7 +108,9 @@ def dataset(
         ds.PixelData = encapsulate(frames or [compress(page, syntax) for page in pages])
         ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
     else:
-        ds.PixelData = b"".join(frames) if frames else cells.tobytes()
+        big = syntax == uid.ExplicitVRBigEndian
+        ordered = cells.astype(cells.dtype.newbyteorder(">" if big else "<"))
+        ds.PixelData = b"".join(frames) if frames else ordered.tobytes()
         ds.PixelData += b"\0" * (len(ds.PixelData) % 2)
         ds["PixelData"].VR = "OW" if cells.itemsize == 2 else "OB"
     return ds
@@ -204,7 +207,8 @@ TRAILERS = {
 @pytest.mark.parametrize("name", TRAILERS)
 def test_bytes_behind_a_frame_change_nothing(syntax, name):
     packed = uid.UID(syntax).is_encapsulated
-    frame = compress(VALUES, syntax) if packed else VALUES.tobytes()
+    order = ">u2" if syntax == uid.ExplicitVRBigEndian else "<u2"
+    frame = compress(VALUES, syntax) if packed else VALUES.astype(order).tobytes()
     check(dicom(VALUES, syntax, [frame + TRAILERS[name]], **WINDOW), SHOWN)
     if packed:
         two = [frame + TRAILERS[name]] * 2
@@ -216,13 +220,14 @@ def test_bytes_behind_a_frame_change_nothing(syntax, name):
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
 def test_more_frames_than_declared_are_left_out(syntax):
     packed = uid.UID(syntax).is_encapsulated
-    frame = compress(VALUES, syntax) if packed else VALUES.tobytes()
+    order = ">u2" if syntax == uid.ExplicitVRBigEndian else "<u2"
+    frame = compress(VALUES, syntax) if packed else VALUES.astype(order).tobytes()
     data = dicom(VALUES, syntax, [frame] * 3, **WINDOW)
     assert len(shown(data)) == 1
     check(data, SHOWN)
 
 
-@pytest.mark.parametrize("syntax", SYNTAXES[2:], ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("syntax", SYNTAXES[3:], ids=lambda syntax: syntax.keyword)
 @pytest.mark.parametrize("trailer", [b"", bytes(300), b"\xff\xd9" * 50], ids=["", "zeros", "marks"])
 def test_a_frame_that_is_cut_off_is_noticed(syntax, trailer):
     frame = compress(VALUES, syntax)

@@ -37,6 +37,7 @@ def stored_values(cells: np.ndarray, ds: Dataset, held: int) -> np.ndarray:
     below = high + 1 - stored if held > high else 0
     if stored == width:
         return cells
+    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
     kind = "i" if ds.get("PixelRepresentation", 0) == 1 else "u"
     # Up to the top of the cell and down again: this drops the other bits on both sides.
     up = cells.view(f"u{width // 8}") << (width - stored - below)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.wording import cut_wording
 
 if TYPE_CHECKING:
     from medclipsam.engine.executor import Executor, Surroundings
@@ -77,6 +79,9 @@ class Engine:
     ) -> dict[str, Segment]:
         """Segment one image.
 
+        Of a prompt beyond the model's context only the words that fit are used, and a warning
+        says which; everywhere else such a prompt is an error.
+
         Args:
             rgb: uint8 (H, W, 3) as displayed.
             prompts: label → text, or several wordings.
@@ -86,10 +91,13 @@ class Engine:
             ``.confidence``, ``.status``.
 
         Raises:
-            ConfigError: not such an image, or an empty prompt.
+            ConfigError: not such an image, or prompts that the model cannot read or tell apart.
         """
         require_image(rgb)
-        return self.pipeline.segment([rgb], [as_prompts(prompts)])[0]
+        wanted, said = cut_wording(self.bundle.clip.tokenizer, as_prompts(prompts))
+        for words in said:
+            warnings.warn(words, stacklevel=2)
+        return self.pipeline.segment([rgb], [wanted])[0]
 
     def run(
         self,
@@ -130,7 +138,14 @@ class Engine:
     def check_prompts(self, prompts: Prompts | PromptTable) -> None:
         """See ``Labeller``; those of a table are encoded with their items."""
         if isinstance(prompts, Prompts):
+            self.pipeline.check_prompts(prompts)
             self.pipeline.encode_prompts(prompts)
+            return
+        for item, wanted in prompts.by_item.items():
+            try:
+                self.pipeline.check_prompts(wanted)
+            except ConfigError as exc:
+                raise ConfigError(f"{prompts.source}, item {item!r}: {exc}") from exc
 
     def open_executor(self, around: Surroundings) -> Executor:
         """See ``Labeller``."""

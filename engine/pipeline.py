@@ -25,6 +25,7 @@ from medclipsam.engine.quality import agreement, border_contact
 from medclipsam.engine.saliency import Answer, Question, compute_saliency
 from medclipsam.engine.segment import BoxMasks, Segmenter
 from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.wording import check_wording
 
 Mapper = Callable[..., Iterable[Any]]
 
@@ -63,6 +64,7 @@ class Pipeline:
     segmenter: Segmenter
     config: EngineConfig
     _texts: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    _checked: set[tuple[tuple[str, tuple[str, ...]], ...]] = field(default_factory=set)
 
     @classmethod
     def open(
@@ -131,6 +133,19 @@ class Pipeline:
         drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
         return [{f.label: self.conclude(f, drawn.get(id(f))) for f in group} for group in found]
 
+    def check_prompts(self, prompts: Prompts) -> None:
+        """Refuse prompts, and null prompts, that the model does not read as they are meant.
+
+        Raises:
+            ConfigError: see ``check_wording``.
+        """
+        key = tuple(prompts.texts.items())
+        if key not in self._checked:
+            check_wording(self.encoder.tokenizer, prompts, self.config.null_prompts)
+            if len(self._checked) >= 4096:
+                self._checked.clear()
+            self._checked.add(key)
+
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Prompts → (P, D); each ensemble is encoded once and remembered."""
         return torch.stack([self._encode(texts) for texts in prompts.texts.values()])
@@ -160,6 +175,7 @@ class Pipeline:
         Raises:
             ConfigError: a prompt that the model cannot read.
         """
+        self.check_prompts(prompts)
         nulls = [self._encode((text,)) for text in self.config.null_prompts]
         texts = self.encode_prompts(prompts)
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)

@@ -56,7 +56,7 @@ def check_groups(file: Path, column: str) -> None:
             )
             if size > GROUP:
                 raise ConfigError(
-                    f"expected at most {GROUP} bytes of images in each row group of {file}, because "
+                    f"expected at most {GROUP} bytes of images in a row group of {file}, because "
                     f"one is held in memory, got {size}; write it with a smaller row_group_size"
                 )
 

@@ -18,9 +18,9 @@ from medclipsam.engine.archive.blob import Blob
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.members import Member
+from medclipsam.engine.archive.zipdirectory import LOCAL_MAGIC, Record, read_directory
 from medclipsam.engine.errors import InputError
 
-LOCAL_MAGIC = b"PK\3\4"
 LOCAL_BYTES = 30
 ENCRYPTED = 1
 PROBE = 1 << 10  # compressed bytes that surely inflate to a DICOM preamble
@@ -32,85 +32,63 @@ def zip_members(file: IO[bytes], blob: Blob, limits: Limits) -> Iterator[Member]
     Raises:
         InputError: its directory, at its end, is damaged or cut off.
     """
-    for info in _directory(file):
-        if info.is_dir():
-            continue
-        read = partial(_read, blob, info, limits)
-        yield Member(
-            info.orig_filename,
-            info.file_size,
-            partial(_start, blob, info),
-            read,
-            _judge(info),
-            streamed=blob.streamed,
-        )
+    for record in read_directory(file):
+        if not record.name.endswith("/"):
+            start, read = partial(_start, blob, record), partial(_read, blob, record, limits)
+            yield Member(record.name, record.size, start, read, _judge(record), blob.streamed)
 
 
-def _directory(file: IO[bytes]) -> list[zipfile.ZipInfo]:
-    try:
-        return zipfile.ZipFile(file).infolist()
-    except InputError:
-        raise
-    except OSError as exc:
-        raise refuse("unreadable", f"the zip file cannot be read: {exc.strerror}") from exc
-    except Exception as exc:  # zipfile raises many kinds on damaged directories
-        file.seek(0)
-        if file.read(4) == LOCAL_MAGIC:
-            raise refuse("truncated", "expected a zip file up to its directory, got less") from exc
-        raise refuse("unreadable", "expected a zip file, got other content") from exc
-
-
-def _judge(info: zipfile.ZipInfo) -> InputError | None:
-    mode = stat.S_IFMT(info.external_attr >> 16)
+def _judge(record: Record) -> InputError | None:
+    mode = stat.S_IFMT(record.mode)
     if mode and not stat.S_ISREG(mode):
         return refuse("not-a-file", "expected a regular file, got a link, device or pipe")
-    if info.flag_bits & ENCRYPTED:
+    if record.flags & ENCRYPTED:
         return refuse("unsupported", "the member is encrypted; store it without a password")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if record.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return refuse(
             "unsupported",
-            f"expected a stored or deflated member, got zip method {info.compress_type}",
+            f"expected a stored or deflated member, got zip method {record.method}",
         )
     return None
 
 
-def _start(blob: Blob, info: zipfile.ZipInfo) -> bytes:
+def _start(blob: Blob, record: Record) -> bytes:
     """The first bytes of a member; none where it is damaged."""
     try:
-        return _inflate(_packed(blob, info, PROBE), info, MAGIC_END)
+        return _inflate(_packed(blob, record, PROBE), record, MAGIC_END)
     except (InputError, zlib.error):
         return b""
 
 
-def _read(blob: Blob, info: zipfile.ZipInfo, limits: Limits) -> bytes:
+def _read(blob: Blob, record: Record, limits: Limits) -> bytes:
     """All of a member, checked against its length and checksum; from any thread."""
-    limits.check_bytes(max(info.compress_size, info.file_size))
+    limits.check_bytes(max(record.packed, record.size))
     try:
-        data = _inflate(_packed(blob, info, info.compress_size), info, info.file_size + 1)
+        data = _inflate(_packed(blob, record, record.packed), record, record.size + 1)
     except zlib.error as exc:
         raise refuse("unreadable", "expected a deflated member, got damaged content") from exc
-    if len(data) > info.file_size:
-        raise refuse("too-large", f"the member inflates to more than its {info.file_size} bytes")
-    if len(data) < info.file_size:
-        message = f"expected a member of {info.file_size} bytes, got {len(data)}"
+    if len(data) > record.size:
+        raise refuse("too-large", f"the member inflates to more than its {record.size} bytes")
+    if len(data) < record.size:
+        message = f"expected a member of {record.size} bytes, got {len(data)}"
         raise refuse("truncated", message)
-    if zlib.crc32(data) != info.CRC:
+    if zlib.crc32(data) != record.crc:
         raise refuse("unreadable", "expected an intact member, got a checksum that differs")
     return data
 
 
-def _packed(blob: Blob, info: zipfile.ZipInfo, limit: int) -> bytes:
+def _packed(blob: Blob, record: Record, limit: int) -> bytes:
     """The bytes of a member as stored, ``limit`` of them at most."""
     with blob.reading() as read_at:
-        head = read_at(info.header_offset, LOCAL_BYTES)
+        head = read_at(record.offset, LOCAL_BYTES)
         if len(head) < LOCAL_BYTES or not head.startswith(LOCAL_MAGIC):
             raise refuse("unreadable", "expected the header of a zip member, got other data")
         name, extra = struct.unpack_from("<2H", head, 26)
-        offset = info.header_offset + LOCAL_BYTES + name + extra
-        return read_at(offset, min(limit, info.compress_size))
+        offset = record.offset + LOCAL_BYTES + name + extra
+        return read_at(offset, min(limit, record.packed))
 
 
-def _inflate(packed: bytes, info: zipfile.ZipInfo, limit: int) -> bytes:
-    if info.compress_type == zipfile.ZIP_STORED:
+def _inflate(packed: bytes, record: Record, limit: int) -> bytes:
+    if record.method == zipfile.ZIP_STORED:
         return packed[:limit]
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, limit)

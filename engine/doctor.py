@@ -207,13 +207,15 @@ def _numba() -> str:
 PICTURE = np.arange(8 * 12, dtype=np.uint16).reshape(8, 12) * 600
 
 
-def _pillow(form: str, picture: np.ndarray, tolerance: int = 0) -> Callable[[], str]:
+def _pillow(
+    form: str, picture: np.ndarray, tolerance: int = 0, **options: str
+) -> Callable[[], str]:
     def probe() -> str:
         import PIL
         from PIL import Image
 
         stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, form)
+        Image.fromarray(picture).save(stream, form, **options)
         with Image.open(io.BytesIO(stream.getvalue()), formats=[form]) as image:
             _same(form, np.asarray(image), picture, tolerance)
         return f"pillow {PIL.__version__}"
@@ -299,7 +301,7 @@ SMOOTH = (PICTURE >> 8).astype(np.uint8)
 DECODERS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("PNG, 16 bits", _pillow("PNG", PICTURE), "pillow"),
     ("JPEG", _pillow("JPEG", SMOOTH, tolerance=16), "pillow"),
-    ("TIFF", _pillow("TIFF", PICTURE), "pillow"),
+    ("TIFF", _pillow("TIFF", PICTURE, compression="tiff_lzw"), "pillow"),  # needs libtiff
     ("DICOM", _dicom("ExplicitVRLittleEndian"), "pydicom"),
     ("DICOM JPEG 2000", _dicom("JPEG2000Lossless"), "pylibjpeg pylibjpeg-openjpeg"),
     ("DICOM JPEG-LS", _dicom("JPEGLSLossless"), "pyjpegls"),

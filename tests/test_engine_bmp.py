@@ -97,3 +97,6 @@ def test_other_formats_inside_are_named():
         with pytest.raises(InputError, match=name) as caught:
             read_raster(bmp(24, [b"\xff\xd8\xff"], coding=coding), Limits())
         assert caught.value.reason == "unsupported"
+    with pytest.raises(InputError, match="2 bits") as caught:
+        read_raster(bmp(2, [bytes(8)] * HEIGHT, [(0, 0, 0)] * 4), Limits())
+    assert caught.value.reason == "unsupported"

@@ -413,6 +413,12 @@ def test_reduced_copies_are_no_frames():
         writer.write(levels("u1"), metadata=None)
         writer.write(levels("u1")[::2, ::2], subfiletype=1, metadata=None)
     check(stream.getvalue(), levels("u1"))
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(levels("u1"), metadata=None)
+        old = [(255, 3, 1, 2, True)]
+        writer.write(levels("u1")[::2, ::2], metadata=None, extratags=old)
+    check(stream.getvalue(), levels("u1"))
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -457,6 +463,23 @@ def test_kinds_of_samples_that_are_not_read():
         writer.write(levels("u1"), metadata=None)
         writer.write(levels("u2"), metadata=None)
     assert refused(stream.getvalue())[0] == "unsupported"
+
+
+def test_samples_beside_colours():
+    """One without a meaning is padding; more are channels, and RGB is not what they are."""
+    channels = np.dstack([np.roll(levels("u1"), k, 0) for k in range(6)])
+    for count in (2, 4, 5, 6):
+        stored = np.ascontiguousarray(channels[..., :count])
+        data = write(stored, photometric="minisblack", planarconfig="contig")
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            at = file.pages[0].tags["PhotometricInterpretation"].valueoffset
+        data = data[:at] + struct.pack("<H", 2) + data[at + 2 :]  # RGB
+        if count == 2:
+            check(data, np.moveaxis(stored, -1, 0))
+        elif count == 4:
+            check(data, stored[..., :3])
+        else:
+            assert refused(data)[0] == "unsupported"
 
 
 def test_cmyk():

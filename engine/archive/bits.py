@@ -6,12 +6,14 @@ overlay or anything else, and are no part of a value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from pydicom.dataset import Dataset
 
 # Options of pydicom's decoders that leave cells as they are: its own corrections know
 # neither HighBit nor streams of more bits than BitsStored.
-AS_STORED = {
+AS_STORED: dict[str, Any] = {
     "correct_unused_bits": False,
     "apply_j2k_sign_correction": False,
     "apply_jls_sign_correction": False,

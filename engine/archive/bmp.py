@@ -13,7 +13,15 @@ from medclipsam.engine.archive.pages import Page
 
 MAGIC = b"BM"
 # BITMAPINFOHEADER, biCompression: pixels in another format inside a BMP.
-OTHER_CODINGS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK RLE", 13: "CMYK RLE"}
+OTHER_CODINGS = {
+    4: "JPEG",
+    5: "PNG",
+    6: "alpha bit fields",
+    11: "CMYK",
+    12: "CMYK RLE",
+    13: "CMYK RLE",
+}
+OTHER_DEPTHS = (2, 64)
 NO_GREY = bytes((1, 2, 3))
 
 
@@ -35,6 +43,8 @@ def read_bmp(data: bytes, limits: Limits) -> Page:
         (coding,), (used,) = (struct.unpack_from("<I", data, at) for at in (30, 46))
     if coding in OTHER_CODINGS:
         raise refuse("unsupported", f"no decoder for {OTHER_CODINGS[coding]} inside a BMP")
+    if bits in OTHER_DEPTHS:
+        raise refuse("unsupported", f"no decoder for a BMP of {bits} bits")
     palette = None
     if bits <= 8:
         start, step = 14 + header, 3 if old else 4

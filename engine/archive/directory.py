@@ -36,6 +36,7 @@ TYPES = {
 # The tags that are looked at, by their names in TIFF 6.0 and libtiff.
 TAGS = {
     "NewSubfileType": 254,
+    "SubfileType": 255,
     "ImageWidth": 256,
     "ImageLength": 257,
     "BitsPerSample": 258,

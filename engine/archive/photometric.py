@@ -22,6 +22,7 @@ OTHER_COLOURS = {
     32845: "CIE Log L(u'v')",
     34892: "linear raw of a camera",
 }
+MORE_SAMPLES = 1  # beside colours: alpha, or padding that is left out
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples
 
 
@@ -36,9 +37,12 @@ def to_pages(samples: np.ndarray, directory: Directory, layout: Layout) -> list[
         raise refuse(
             "unsupported", f"no display of TIFF photometric interpretation {kind} ({name})"
         )
-    if samples.shape[-1] < colours:
-        raise refuse("unreadable", f"expected {colours} samples in a pixel, got fewer")
-    place, premultiplied = _alpha_place(directory, samples.shape[-1], colours)
+    count = samples.shape[-1]
+    if kind == RGB and count < colours:  # channels of a microscope
+        kind, colours = BLACK_IS_ZERO, 1
+    if count < colours:
+        raise refuse("unreadable", f"expected {colours} samples in a pixel, got {count}")
+    place, premultiplied = _alpha_place(directory, count, colours)
     alpha = None if place is None else _to_alpha(samples[..., place], layout)
     if kind == INDEXED:
         return [Page(samples[..., 0], top, _palette(directory, layout), alpha)]
@@ -49,12 +53,18 @@ def to_pages(samples: np.ndarray, directory: Directory, layout: Layout) -> list[
             "alpha because nothing else was asked for; write a stack with "
             "photometric='minisblack', a colour picture with planarconfig='contig'",
         )
+    if colours > 1 and count - colours > MORE_SAMPLES:
+        raise refuse(
+            "unsupported",
+            f"expected {colours} colours and alpha at most, got {count} samples in a pixel; "
+            "store channels as greys",
+        )
     if colours > 1:
         values, top = _to_rgb(samples[..., :colours], kind, directory, layout, top)
         return [Page(values, top, None, alpha, premultiplied)]
     return [
         Page(samples[..., channel], top, None, alpha, premultiplied, kind == WHITE_IS_ZERO)
-        for channel in range(samples.shape[-1])
+        for channel in range(count)
         if channel != place
     ]
 

@@ -23,6 +23,7 @@ from medclipsam.engine.archive.segments import RAW, Layout, read_samples
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
+OLD_REDUCED = 2  # of SubfileType
 LARGE_TILE = 1 << 22  # pixels that a tile may have whatever its page's size
 OME_SIZES = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 
@@ -35,7 +36,7 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
         Exception: whatever Pillow raises on damaged pixels.
     """
     found = read_directories(data)
-    directories = [d for d in found if not d.number("NewSubfileType", 0) & REDUCED_OR_MASK]
+    directories = [directory for directory in found if not _is_reduced(directory)]
     if not directories:
         raise refuse("unsupported", "expected pages at full size, got reduced copies and masks")
     layouts = _layouts(directories, len(data), limits)
@@ -48,6 +49,12 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
             read_samples(data, layout), directories[min(index, len(directories) - 1)], layout
         )
     ]
+
+
+def _is_reduced(directory: Directory) -> bool:
+    """Whether a page is a small copy or the transparency mask of another one."""
+    kind = directory.number("NewSubfileType", 0)
+    return bool(kind & REDUCED_OR_MASK) or directory.number("SubfileType", 1) == OLD_REDUCED
 
 
 def _layouts(directories: list[Directory], size: int, limits: Limits) -> list[Layout]:

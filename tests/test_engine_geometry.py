@@ -253,6 +253,23 @@ def test_a_tilted_gantry_shears_the_grid_and_nifti_says_so(degrees):
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
 
 
+@pytest.mark.parametrize("shape", [(7, 6, 5), (5, 9, 1), (8, 6)])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_nifti_without_form_codes_is_in_doubt_and_its_masks_claim_nothing(shape, kind):
+    voxels = (np.arange(np.prod(shape)) % 251).astype(np.uint8).reshape(shape)
+    source = kind(voxels, None)
+    source.header.set_zooms((0.7, 1.3, 2.5)[: len(shape)])
+    assert source.header["sform_code"] == source.header["qform_code"] == 0
+    decoded = decode(source.to_bytes())
+    assert "no position" in decoded.grid.doubt
+    data = gzip.decompress(encode_volume(decoded.frames[..., 0], decoded.grid))
+    mask = nibabel.Nifti1Image.from_bytes(data)
+    assert mask.header["sform_code"] == mask.header["qform_code"] == 0
+    np.testing.assert_allclose(mask.affine, source.header.get_best_affine(), atol=1e-5)
+    placed = kind(voxels, np.diag([0.7, 1.3, 2.5, 1]))
+    assert not decode(placed.to_bytes()).grid.doubt
+
+
 # What is known of slices, and which of them make a volume.
 
 

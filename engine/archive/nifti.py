@@ -31,6 +31,7 @@ HEADER_BYTES = 540  # of NIfTI-2
 SHORTEST = 348  # of NIfTI-1
 SLACK = 1 << 16  # bytes that may follow the voxels
 PIECE = 1 << 22  # bytes inflated at a time
+UNPLACED = "its header gives no position: sform and qform codes are 0"
 THICK = 1.5  # slices this much coarser than the plane were acquired as slices
 # LPS axes (x to the left, y to the back, z up) as (frame, row, column) of each slicing,
 # and which of them run against the display: rows of coronal and sagittal go downwards.
@@ -49,37 +50,37 @@ def read_nifti(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     Returns:
         frames uint8 (F, H, W, 3) and the grid.
     """
-    voxels, affine, slope = read_voxels(data, limits)
+    voxels, affine, slope, doubt = read_voxels(data, limits)
     stored, axis = voxels_to_frames(voxels, affine)
     check_values(stored)
     # A positive scale changes nothing behind a robust window; a negative one inverts.
     shown = robust_window(stored if slope > 0 else -stored.astype(np.float32))
-    return as_frames(shown), make_grid(voxels.shape, affine, axis)
+    return as_frames(shown), make_grid(voxels.shape, affine, axis, doubt)
 
 
 def read_nifti_mask(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     """Read a mask: bool (F, H, W), True where a stored value is nonzero."""
-    voxels, affine, _ = read_voxels(data, limits)
+    voxels, affine, _, doubt = read_voxels(data, limits)
     frames, axis = voxels_to_frames(voxels != 0, affine)
-    return frames, make_grid(voxels.shape, affine, axis)
+    return frames, make_grid(voxels.shape, affine, axis, doubt)
 
 
 def read_nifti_levels(data: bytes, limits: Limits) -> tuple[np.ndarray, Grid]:
     """Read voxels as they are stored, unscaled, in this machine's byte order: (F, H, W)."""
-    voxels, affine, _ = read_voxels(data, limits)
+    voxels, affine, _, doubt = read_voxels(data, limits)
     frames, axis = voxels_to_frames(voxels, affine)
     native = frames.astype(frames.dtype.newbyteorder("="), copy=False)
-    return native, make_grid(voxels.shape, affine, axis)
+    return native, make_grid(voxels.shape, affine, axis, doubt)
 
 
-def make_grid(shape: tuple[int, ...], affine: np.ndarray, axis: int) -> Grid:
+def make_grid(shape: tuple[int, ...], affine: np.ndarray, axis: int, doubt: str = "") -> Grid:
     """The grid of voxels of ``shape`` that are sliced along anatomical ``axis``."""
     order = io_orientation(affine)[:, 0].astype(int)  # stored axis → anatomical axis
     sizes = np.empty(3)
     sizes[order] = np.linalg.norm(affine[:3, :3], axis=0)
     _, row, column = PLANES[axis][0]
     spacing = (float(sizes[row]), float(sizes[column]))
-    return Grid("nifti", spacing=spacing, affine=affine, shape=tuple(shape), axis=axis)
+    return Grid("nifti", spacing=spacing, affine=affine, shape=tuple(shape), axis=axis, doubt=doubt)
 
 
 def voxels_to_frames(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, int]:
@@ -139,8 +140,8 @@ def _slice_axis(shape: tuple[int, ...], affine: np.ndarray) -> int:
     return 2
 
 
-def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, float]:
-    """Stored voxels (2 or 3 axes, unscaled), affine (4, 4) and slope of a NIfTI file."""
+def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, float, str]:
+    """Stored voxels (2 or 3 axes, unscaled), affine (4, 4), slope and doubt of a NIfTI file."""
     stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == GZIP_MAGIC else None
     try:
         start = data[:HEADER_BYTES] if stream is None else stream.read(HEADER_BYTES)
@@ -156,6 +157,7 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
             raise refuse("truncated", f"expected {offset + size} bytes, got {len(body)}")
         slope, _ = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
+        doubt = "" if header["sform_code"] > 0 or header["qform_code"] > 0 else UNPLACED
     except (InputError, MemoryError):
         raise
     except EOFError as exc:
@@ -166,7 +168,7 @@ def read_voxels(data: bytes, limits: Limits) -> tuple[np.ndarray, np.ndarray, fl
         raise refuse("unreadable", "expected a valid NIfTI header, got a damaged one") from exc
     voxels = np.frombuffer(body, dtype, count=math.prod(shape), offset=offset)
     voxels = voxels.reshape(shape, order="F")
-    return voxels, affine, 1.0 if slope is None else float(slope)
+    return voxels, affine, 1.0 if slope is None else float(slope), doubt
 
 
 def _refuse_other(start: bytes) -> NoReturn:

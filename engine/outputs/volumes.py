@@ -12,14 +12,15 @@ from nibabel.nifti2 import Nifti2Image
 from medclipsam.engine.archive.nifti import frames_to_voxels
 from medclipsam.engine.types import Grid
 
-SCANNER, ALIGNED = 1, 2  # sform and qform codes: the scanner's coordinates, or made up
+# sform and qform codes: none, the scanner's coordinates, or made up.
+UNPLACED, SCANNER, ALIGNED = 0, 1, 2
 LEVEL = 6  # of gzip
 
 
 def encode_volume(frames: np.ndarray, grid: Grid, slope: float = 1.0) -> bytes:
     """A ``.nii.gz`` file; equal input gives equal bytes.
 
-    - NIfTI sources: their stored voxel order and affine.
+    - NIfTI sources: their stored voxel order and affine; form codes of 0 where theirs are.
     - DICOM sources with a known geometry: voxels (W, H, F) with the grid's affine.
     - All others: voxels (W, H, F); columns run to the patient's left, rows to the back
       and frames upwards from the origin, as ITK converts a PNG: the affine's diagonal is
@@ -36,6 +37,8 @@ def encode_volume(frames: np.ndarray, grid: Grid, slope: float = 1.0) -> bytes:
     kind = Nifti1Image if max(voxels.shape) < 1 << 15 else Nifti2Image
     affine = world(grid)
     code = ALIGNED if grid.affine is None else SCANNER
+    if grid.kind == "nifti" and grid.doubt:
+        code = UNPLACED  # as in the source: readers take voxel sizes only, of both alike
     image = kind(voxels, affine)
     image.set_sform(affine, code=code)
     image.set_qform(affine, code=code)

@@ -244,6 +244,18 @@ def test_a_frame_that_is_cut_off_is_noticed(syntax, trailer):
             assert error.reason in ("truncated", "unreadable", "constant")
 
 
+def test_runs_of_a_wrong_length(capfd):
+    """At a run of which nothing follows pylibjpeg-rle panics, which is no Exception of Python."""
+    frame = compress(VALUES, uid.RLELossless)
+    for at in range(64, len(frame), 3):
+        damaged = frame[:at] + bytes([frame[at] ^ 0x80]) + frame[at + 1 :]
+        try:
+            shown(dicom(VALUES, uid.RLELossless, [damaged], **WINDOW))
+        except InputError as error:
+            assert error.reason in ("truncated", "unreadable")
+    assert "panicked" in capfd.readouterr().err, "no damage of the kind: choose other places"
+
+
 def tiled_j2k() -> bytes:
     stream = io.BytesIO()
     PillowImage.fromarray(GREY).save(stream, "JPEG2000", no_jp2=True, tile_size=(16, 16))

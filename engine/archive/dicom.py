@@ -279,8 +279,15 @@ def _choose_decoder(ds: Dataset) -> str:
 
 def _decode(ds: Dataset, data: bytes, plugin: str, count: int) -> np.ndarray:
     """Stored cells (F, H, W), or (F, H, W, 3) in RGB; see ``bits`` for what a value is."""
-    apart = plugin == "gdcm"
-    cells = DECODER.decode(data) if apart else pixel_array(ds, decoding_plugin=plugin, **AS_STORED)
+    try:
+        if plugin == "gdcm":
+            cells = DECODER.decode(data)
+        else:
+            cells = pixel_array(ds, decoding_plugin=plugin, **AS_STORED)
+    except BaseException as exc:
+        if type(exc).__name__ != "PanicException":  # of Rust, in pylibjpeg-rle: no Exception
+            raise
+        raise refuse("unreadable", "expected intact compressed pixels, got damaged ones") from exc
     samples = (3,) if ds.get("SamplesPerPixel", 1) == 3 else ()
     # Streams may hold more frames than the header declares; fewer do not come here.
     return cells.reshape(-1, int(ds.Rows), int(ds.Columns), *samples)[:count]

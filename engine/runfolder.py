@@ -240,8 +240,10 @@ def write_manifest(folder: RunFolder, outcomes: Iterable[Outcome]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    texts = ("item", "label", "status", "prompt", "stage", "reason", "message", "mask", "digest")
-    texts = (*texts, "geometry")
+    texts = (
+        *("item", "label", "status", "prompt", "stage", "reason", "message", "mask", "digest"),
+        "geometry",
+    )
     schema = pa.schema(
         [(name, pa.string()) for name in texts]
         + [("frames", pa.int64()), ("area", pa.int64())]

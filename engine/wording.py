@@ -29,7 +29,9 @@ def check_wording(tokenizer: Any, prompts: Prompts, nulls: Sequence[str] = ()) -
         ConfigError: a text is longer than the model's context; or two prompts, or a prompt and
             a null prompt, are the same to the tokenizer.
     """
-    taken = {(read_tokens(tokenizer, text),): f"null prompt {_brief(text)}" for text in nulls}
+    taken: dict[tuple[Tokens, ...], str] = {
+        (read_tokens(tokenizer, text),): f"null prompt {_brief(text)}" for text in nulls
+    }
     for label, texts in prompts.texts.items():
         key = tuple(sorted(read_tokens(tokenizer, text) for text in texts))
         mine = f"prompt {label}={_brief(' | '.join(texts))}"

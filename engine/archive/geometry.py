@@ -86,11 +86,12 @@ def read_planes(ds: Dataset, count: int) -> Planes | str:
     if np.abs(lengths - 1).max() > ASKEW or abs(rows @ columns) > ASKEW:
         return "its rows and columns are not at right angles"
     rows, columns = rows / lengths[0], columns / lengths[1]
-    positions: np.ndarray | str = np.array(places)
+    positions = np.array(places)
     if len(frames) < count:
-        positions = _stack(ds, count, np.array(places[0]), np.cross(rows, columns))
-        if isinstance(positions, str):
-            return positions
+        stacked = _stack(ds, count, positions[0], np.cross(rows, columns))
+        if isinstance(stacked, str):
+            return stacked
+        positions = stacked
     return Planes(positions, rows, columns, (spacings[0][0], spacings[0][1]), _depth(ds))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ def open_table(file: Path, patterns: Patterns, limits: Limits) -> Archive:
             walk = partial(_walk_images, file, column, folder, limits)
             return Archive(str(file.resolve()), file.name, walk, patterns, countable=False)
         _check_paths(file, column, kind)
-        rows = partial(_parquet_rows, file, column)
+        rows: Callable[[], Iterator[str | None]] = partial(_parquet_rows, file, column)
     else:
         with _explained(file):
             separator, place = _read_header(file)

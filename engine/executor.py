@@ -61,6 +61,7 @@ class Surroundings:
         meter: where the time goes.
         done: called with each item whose frames are all through, or that failed.
         failed: called with an item, the stage and the exception that it is given up for.
+        passed: called with each stage that a frame has come through, right when it has.
         keep_saliency: keep maps as uint16 in ``Work.saliency``.
         keep_crf: keep ``Segment.crf_mask`` in ``Work.segments``.
     """
@@ -70,6 +71,7 @@ class Surroundings:
     meter: Meter
     done: Callable[[Work], None]
     failed: Callable[[Work, str, Exception], None]
+    passed: Callable[[str], None]
     keep_saliency: bool = False
     keep_crf: bool = False
 
@@ -81,7 +83,7 @@ class Executor(ABC):
 
     def __init__(self, around: Surroundings):
         self.inbox, self.meter = around.inbox, around.meter
-        self.done, self.failed = around.done, around.failed
+        self.done, self.failed, self.passed = around.done, around.failed, around.passed
         self.keep_saliency, self.keep_crf = around.keep_saliency, around.keep_crf
         self._refiners = around.refiners
         self._refining = 0  # frames with the CPU threads
@@ -159,10 +161,16 @@ class Executor(ABC):
         return None
 
     @contextmanager
-    def _at(self, stage: str, items: int = 1) -> Iterator[None]:
-        """Time a stage, and mark what it raises with its name."""
+    def _at(self, stage: str, items: int = 1, whole: bool = True) -> Iterator[None]:
+        """Time a stage, and mark what it raises with its name.
+
+        Args:
+            whole: nothing of the stage comes afterwards, so that a frame has passed it.
+        """
         with self.meter.work(stage, items), at_stage(stage):
             yield
+        if whole:
+            self.passed(stage)
 
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
@@ -170,7 +178,9 @@ class Executor(ABC):
         def task() -> Step:
             try:
                 with at_stage("refine_mask"):
-                    return partial(self._refined, refine())
+                    then = refine()
+                self.passed("refine_mask")
+                return partial(self._refined, then)
             except Exception as exc:
                 return partial(self._refined, partial(self._fail, frame.work, exc))
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from threading import Lock
 
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.work import Work
 
 LIMIT = 5  # items in a row
-READ = ("read_image",)
-MODELS = ("encode_image", "compute_saliency", "refine_mask", "extract_boxes")
-SAM = ("segment_encode", "segment_decode")
-WRITE = ("write_mask",)
+PARTS = {"extract_boxes": "refine_mask"}  # stages that are passed together with another
 REMEDIES = {
     "read_image": "leave them out with --exclude",
     "refine_mask": "try --crf pydensecrf or --set crf.max_side=512",
@@ -66,10 +63,10 @@ class Streak:
             f"{REMEDIES.get(stage, OTHERWISE)}"
         ) from exc
 
-    def through(self, stages: Collection[str]) -> None:
-        """An item has come through ``stages``: whoever failed in one of them is to blame."""
+    def passed(self, stage: str) -> None:
+        """An item has just come through ``stage``: whoever failed there is to blame."""
         with self._lock:
-            if self._kind and self._kind[0] in stages:
+            if self._kind and PARTS.get(self._kind[0], self._kind[0]) == stage:
                 self._let_go()
 
     def end(self) -> None:

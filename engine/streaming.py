@@ -34,7 +34,7 @@ from medclipsam.engine.naming import HashedNames, PlainNames
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.runfolder import RunFolder
 from medclipsam.engine.seen import Seen
-from medclipsam.engine.streak import MODELS, READ, SAM, WRITE, Streak
+from medclipsam.engine.streak import Streak
 from medclipsam.engine.types import Image, ItemRef, Prompts
 from medclipsam.engine.work import Delivery, Work, finish_work
 
@@ -130,7 +130,7 @@ class Stream:
     def _surroundings(self, refiners: Hop) -> Surroundings:
         keep_saliency, keep_crf = (name in self.delivery.formats for name in ("saliency", "crf"))
         return Surroundings(
-            *(refiners, self._inbox, self.meter, self._finish, self._give_up),
+            *(refiners, self._inbox, self.meter, self._finish, self._give_up, self._streak.passed),
             *(keep_saliency, keep_crf),
         )
 
@@ -198,6 +198,7 @@ class Stream:
         try:
             if work.error is None:
                 self._read(entry, work)
+                self._streak.passed("read_image")
         except InputError as exc:
             work.error = exc
         except Exception as exc:
@@ -242,9 +243,6 @@ class Stream:
         if work.unexpected is not None:
             self._hold(work)
             return
-        if work.error is None:
-            drawn = any(len(s.boxes) for by_label in work.segments for s in by_label.values())
-            self._streak.through((*READ, *MODELS, *(SAM if drawn else ())))
         self._writers.send(partial(self._write, work))
 
     def _hold(self, work: Work) -> None:
@@ -267,7 +265,7 @@ class Stream:
             return
         self.folder.write_all(files)
         if work.error is None:
-            self._streak.through(WRITE)
+            self._streak.passed("write_mask")
         self._committer.put(Finished(work, self._sources.pop(work.ref.id), rows))
 
     def _commit_lost(self, work: Work) -> None:

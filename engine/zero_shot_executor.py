@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -86,7 +87,7 @@ class ZeroShotExecutor(Executor):
         before = self._saliency.rows.waiting
         try:
             rows = min(before, self.pipeline.encoder.rows)
-            with self._at("compute_saliency", rows):
+            with self._at("compute_saliency", rows, whole=False):
                 self._saliency.rows.run()
         except Exception as exc:
             self._restart(exc)
@@ -100,6 +101,7 @@ class ZeroShotExecutor(Executor):
             with at_stage("compute_saliency"):
                 for answer in self._saliency.answers():
                     cells = to_numpy(answer)
+                    self.passed("compute_saliency")
                     frame = self._asked.popleft()  # not before: it is among those to restart
                     self._refine(frame, partial(self._find, frame, cells))
         except Exception as exc:
@@ -158,7 +160,7 @@ class ZeroShotExecutor(Executor):
         self.meter.wait("segment_decode", -len(pairs))
         frames = list({id(frame): frame for frame, _, _ in pairs}.values())
         try:
-            with self._at("segment_decode", len(pairs)):
+            with self._at("segment_decode", len(pairs), whole=False):
                 masks = self.pipeline.segmenter.segment(
                     [embedding for _, _, embedding in pairs],
                     [frame.rgb.shape[:2] for frame, _, _ in pairs],
@@ -178,14 +180,20 @@ class ZeroShotExecutor(Executor):
 
     def _conclude(self, frame: ZeroShotFrame) -> None:
         try:
-            with at_stage("segment_decode"):
-                segments = {
-                    f.label: self.pipeline.conclude(f, frame.masks[f.label]) for f in frame.found
-                }
+            segments = self._conclude_all(frame.found, frame.masks)
         except Exception as exc:
             self._fail(frame.work, exc)
         else:
             self._keep(frame, segments)
+
+    def _conclude_all(
+        self, found: Sequence[Found], masks: Mapping[str, BoxMasks | None]
+    ) -> dict[str, Segment]:
+        with at_stage("segment_decode"):
+            segments = {f.label: self.pipeline.conclude(f, masks.get(f.label)) for f in found}
+        if any(masks.values()):
+            self.passed("segment_decode")
+        return segments
 
     def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
         pipeline, prompts = self.pipeline, frame.work.prompts
@@ -203,12 +211,11 @@ class ZeroShotExecutor(Executor):
         if boxed:
             with self._at("segment_encode"):
                 embedding = pipeline.segmenter.encode_image([frame.rgb])[0]
-            with self._at("segment_decode", len(boxed)):
+            with self._at("segment_decode", len(boxed), whole=False):
                 drawn = pipeline.segmenter.segment(
                     [embedding] * len(boxed),
                     [frame.rgb.shape[:2]] * len(boxed),
                     [f.boxes for f in boxed],
                 )
             masks = {f.label: mask for f, mask in zip(boxed, drawn, strict=True)}
-        with at_stage("segment_decode"):
-            return {f.label: pipeline.conclude(f, masks.get(f.label)) for f in found}
+        return self._conclude_all(found, masks)

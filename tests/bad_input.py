@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import tifffile
 from PIL import Image as PillowImage
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -81,6 +82,17 @@ def dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, **elemen
     stream = io.BytesIO()
     ds.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def tiff(pixels: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    options = {"photometric": "rgb" if 3 in pixels.shape[::2] else "minisblack", **options}
+    tifffile.imwrite(stream, pixels, metadata=None, **options)
+    return stream.getvalue()
+
+
+def deep_colour() -> np.ndarray:
+    return np.dstack([deep(), deep()[::-1], deep().T])
 
 
 def nifti(voxels: np.ndarray) -> bytes:
@@ -150,6 +162,12 @@ def _sound() -> dict:
         "frames.dcm": dicom(np.stack([deep(), deep().T])),
         "deflated.dcm": dicom(deep(), uid.DeflatedExplicitVRLittleEndian),
         "IM000001": dicom(deep()),
+        "IM000002": dicom(deep())[132:],
+        "no preamble.dcm": dicom(deep())[132:],
+        "planes.tif": tiff(deep_colour().transpose(2, 0, 1), planarconfig="separate"),
+        "white is zero.tif": tiff(deep(), photometric="miniswhite"),
+        "floats.tif": tiff(deep() / np.float32(7), compression="zlib", predictor=True),
+        "stack.tif": tiff(np.stack([deep()] * 3), imagej=True, photometric="minisblack"),
         "volume.nii": nifti(volume()),
         "volume.nii.gz": gzip.compress(nifti(volume())),
     }
@@ -163,13 +181,17 @@ def _cut_off() -> dict:
         "tif": picture(NOISE, "TIFF"),
         "lzw.tif": picture(NOISE, "TIFF", compression="tiff_lzw"),
         "dcm": dicom(deep()),
+        "bare.dcm": dicom(deep())[132:],
+        "planes.tif": tiff(deep_colour().transpose(2, 0, 1), planarconfig="separate"),
+        "tiles.tif": tiff(deep_colour(), tile=(16, 16), compression="lzw", predictor=True),
+        "stack.tif": tiff(np.stack([deep()] * 3), imagej=True, photometric="minisblack"),
         "nii": nifti(volume()),
         "nii.gz": gzip.compress(nifti(volume())),
     }
     found = {}
     for suffix, data in whole.items():
         for tenth in range(10):
-            reasons = CUT | {"no-pixels"} if suffix == "dcm" else CUT
+            reasons = CUT | {"no-pixels"} if suffix.endswith("dcm") else CUT
             cut = data[: len(data) * tenth // 10]
             found[f"cut/{tenth}0.{suffix}"] = (cut, reasons if tenth else frozenset({"empty"}))
     return found
@@ -184,6 +206,8 @@ def _garbage() -> dict:
         "bmp": b"BM",
         "dcm": bytes(128) + b"DICM",
         "header.dcm": dicom(deep())[:400],
+        "bare.dcm": dicom(deep())[132:180],
+        "page.tif": tiff(deep_colour(), compression="lzw")[:300],
         "nii": nifti(volume())[:352],
         "nii.gz": b"\x1f\x8b\x08\0",
         "none.png": b"",
@@ -250,6 +274,12 @@ def _odd() -> dict:
         "infinite.nii.gz": (gzip.compress(nifti(bad["infinite"])), "non-finite"),
         "constant.nii": (nifti(np.full_like(volume(), 4)), "constant"),
         "series.nii": (nifti(np.stack([volume()] * 2, axis=-1)), "unsupported"),
+        "film.png": (b"GIF89a" + bytes(400), "unsupported"),
+        "report.dcm": (dicom(deep(), PixelData=None, Rows=None)[132:], "no-pixels"),
+        "private.dcm": (
+            dicom(deep()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0"),
+            "unsupported",
+        ),
         "page.png": (b"<!DOCTYPE html><html>404</html>", "unreadable"),
     }
     return {f"odd/{name}": (data, frozenset({reason})) for name, (data, reason) in files.items()}

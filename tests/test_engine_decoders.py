@@ -35,7 +35,7 @@ def hooked(*args):
 worker.decode = hooked
 worker.serve()
 """
-PATIENCE = 20.0  # seconds for something that takes a fraction of one on an idle machine
+PATIENCE = 240.0  # seconds for what takes a fraction of one: only what hangs reaches them
 LOSSLESS = Path(pydicom.__file__).parent / "data" / "test_files" / "SC_rgb_jpeg_gdcm.dcm"
 
 
@@ -46,10 +46,15 @@ def item(tmp_path):
     return Entry(ItemRef("x.png"), files=(path,))
 
 
+def marker_of(folder: Path) -> str:
+    """Where a hooked process leaves a letter for each item."""
+    return str(folder / "marker")
+
+
 @pytest.fixture
 def hook(tmp_path, monkeypatch):
     """Makes every decode process run a line of Python before each item."""
-    marker = tmp_path / "marker"
+    marker = Path(marker_of(tmp_path))
 
     def install(action: str) -> Path:
         program = HOOKED.format(marker=str(marker), action=action)
@@ -150,10 +155,10 @@ def test_errors_come_through(tmp_path, item):
         assert reason(pool, Entry(ItemRef("a"), files=(tmp_path / "gone.png",))) == "vanished"
         assert reason(pool, Entry(ItemRef("a"), fetch=bytes)) == "empty"
         assert (
-            reason(pool, Entry(ItemRef("a"), fetch=lambda: b"GIF89a" + bytes(90))) == "unreadable"
+            reason(pool, Entry(ItemRef("a"), fetch=lambda: b"<html>" + bytes(90))) == "unreadable"
         )
-        with pytest.raises(InputError, match="starts with 47 49 46"):
-            pool.decode(Entry(ItemRef("a"), fetch=lambda: b"GIF89a" + bytes(90)))
+        with pytest.raises(InputError, match="starts with 3c 68 74"):
+            pool.decode(Entry(ItemRef("a"), fetch=lambda: b"<html>" + bytes(90)))
         pool.decode(item)
     with Decoders(1, Limits(max_pixels=20)) as pool:
         assert reason(pool, item) == "too-large"
@@ -181,11 +186,11 @@ def test_processes_start_with_the_first_item_and_are_kept(item):
         assert pids(pool) == [pid]
 
 
-def test_a_process_that_is_killed_costs_nothing(item, hook):
-    marker = hook("time.sleep(0.7)")
+def test_a_process_that_is_killed_costs_nothing(item, hook, tmp_path):
+    marker = hook(f"if os.path.getsize({marker_of(tmp_path)!r}) == 1: time.sleep(3600)")
     with Decoders(1) as pool, ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.decode, item)
-        assert wait_until(marker.exists)
+        assert wait_until(lambda: marker.exists() and marker.stat().st_size)
         (pid,) = pids(pool)
         os.kill(pid, signal.SIGKILL)
         same(waiting.result(PATIENCE), decode(item.files))
@@ -273,7 +278,7 @@ def test_close_does_not_wait_for_items(item, hook):
         pool.close()
         with pytest.raises(BackendError, match="closed"):
             waiting.result(PATIENCE)
-        assert time.monotonic() - started < PATIENCE / 2
+        assert time.monotonic() - started < PATIENCE
 
 
 def test_the_processes_of_a_parent_that_was_killed_end(tmp_path):

@@ -7,7 +7,6 @@ looked at, so it cannot reach a result, a message or a log.
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +31,7 @@ from medclipsam.engine.archive.lossless import DECODER
 from medclipsam.engine.archive.palette import show_palette
 from medclipsam.engine.archive.spacing import read_aspect, read_spacing
 from medclipsam.engine.archive.streams import check_streams
+from medclipsam.engine.archive.syntax import check_deflated, check_syntax
 from medclipsam.engine.archive.window import as_frames, check_finite, is_constant
 from medclipsam.engine.errors import BackendError, InputError
 from medclipsam.engine.types import Grid
@@ -90,7 +90,6 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010) in both b
 SAFE_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow")
 LOSSLESS_PLUGINS = ("pylibjpeg", "gdcm")
 CELLS = (1, 8, 16, 32, 64)  # bits of a cell
-DEFLATED = 1 << 16  # bytes inflated at a time
 NO_SPACING, NO_DEPTH = "the file tells no pixel spacing", "the file tells no slice thickness"
 
 
@@ -174,46 +173,14 @@ def read_picture(data: bytes, limits: Limits) -> Picture:
 def _parse(data: bytes, limits: Limits) -> Dataset:
     stream = io.BytesIO(data)
     syntax = read_syntax(stream)
-    _check_syntax(syntax)
+    check_syntax(syntax)
     if syntax == DeflatedExplicitVRLittleEndian:
-        _check_deflated(stream.read(), limits)
+        check_deflated(stream.read(), limits)
     ds = dcmread(io.BytesIO(data), specific_tags=list(ELEMENTS))
     for element in list(ds):
         if element.is_empty:
             del ds[element.tag]
     return ds
-
-
-def _check_syntax(text: str) -> None:
-    """Refuse by name a transfer syntax that nothing here decodes.
-
-    Before anything else is parsed: a private one may order bytes in any way.
-    """
-    syntax = UID(text)
-    if not syntax.is_valid:
-        raise refuse("unreadable", "expected the UID of a transfer syntax, got no UID")
-    if not syntax.is_transfer_syntax:
-        kind = "private" if syntax.is_private else "unknown"
-        raise refuse("unsupported", f"no decoder exists for the {kind} transfer syntax {text}")
-    try:
-        get_decoder(syntax)
-    except NotImplementedError as exc:
-        name = f"{text} ({syntax.name})"
-        raise refuse("unsupported", f"no decoder exists for transfer syntax {name}") from exc
-
-
-def _check_deflated(data: bytes, limits: Limits) -> None:
-    """Inflate once without keeping anything: pydicom itself has no limit."""
-    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    for start in range(0, len(data), DEFLATED):
-        part = data[start : start + DEFLATED]
-        while part and not inflater.eof:
-            size += len(inflater.decompress(part, 1 << 20))
-            limits.check_bytes(size)
-            part = inflater.unconsumed_tail
-    inflater.flush()
-    if not inflater.eof:
-        raise refuse("truncated", "expected a whole deflated DICOM file, got only a part")
 
 
 def _check_header(ds: Dataset, data: bytes, limits: Limits) -> int:

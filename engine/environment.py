@@ -36,7 +36,7 @@ def _name(option: click.Option, prefix: str) -> list[str]:
     option.envvar, option.show_envvar = names, True
     if option.multiple:
         option.type = copy.copy(option.type)  # a type may serve several options
-        option.type.split_envvar_value = split_values  # type: ignore[method-assign]
+        option.type.split_envvar_value = split_values  # type: ignore[assignment,method-assign]
     return names
 
 

@@ -1,40 +1,53 @@
 import json
 import threading
-import time
 
 import pytest
 
+from medclipsam.engine import meter as module
 from medclipsam.engine.errors import OutputError
 from medclipsam.engine.meter import Meter, Trace
 
 
-def test_busy_items_and_occupancy():
+@pytest.fixture
+def sleep(monkeypatch):
+    """A clock of each thread's own, which only this function moves on."""
+    clock = threading.local()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: getattr(clock, "now", 0.0))
+
+    def move(seconds):
+        clock.now = getattr(clock, "now", 0.0) + seconds
+
+    return move
+
+
+def test_busy_items_and_occupancy(sleep):
     meter = Meter()
     meter.set_workers(refine_mask=2)
-    threads = [threading.Thread(target=lambda: work(meter)) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: work(meter, sleep)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sleep(0.25)
     found = {s.stage: s for s in meter.figures()}["refine_mask"]
     assert found.items == 6 and found.workers == 2
-    assert 0.1 <= found.busy < 0.5
-    assert found.occupancy == pytest.approx(found.busy / meter.seconds / 2, rel=0.2)
+    assert found.busy == pytest.approx(0.1)
+    assert found.occupancy == pytest.approx(0.1 / 0.25 / 2)
 
 
-def work(meter):
+def work(meter, sleep):
     with meter.work("refine_mask", 3):
-        time.sleep(0.05)
+        sleep(0.05)
 
 
-def test_depth_is_a_mean_over_time():
+def test_depth_is_a_mean_over_time(sleep):
     meter = Meter()
     meter.wait("commit", 4)
-    time.sleep(0.1)
+    sleep(0.1)
     meter.wait("commit", -4)
-    time.sleep(0.1)
+    sleep(0.1)
     found = {s.stage: s for s in meter.figures()}["commit"]
-    assert found.deepest == 4 and found.depth == pytest.approx(2, abs=0.5)
+    assert found.deepest == 4 and found.depth == pytest.approx(2)
 
 
 def test_a_stage_that_fails_is_counted_all_the_same():
@@ -44,12 +57,12 @@ def test_a_stage_that_fails_is_counted_all_the_same():
     assert {s.stage: s.items for s in meter.figures()}["write_mask"] == 1
 
 
-def test_trace_is_what_viewers_read(tmp_path):
+def test_trace_is_what_viewers_read(tmp_path, sleep):
     trace = Trace(tmp_path / "a" / "trace.json")
     meter = Meter(trace)
     with meter.work("read_image"):
         meter.wait("commit", 1)
-    thread = threading.Thread(target=lambda: work(meter), name="refine_0")
+    thread = threading.Thread(target=lambda: work(meter, sleep), name="refine_0")
     thread.start()
     thread.join()
     trace.close()
@@ -57,7 +70,7 @@ def test_trace_is_what_viewers_read(tmp_path):
     spans = {e["name"]: e for e in events if e["ph"] == "X"}
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert spans["refine_mask"]["args"] == {"items": 3}
-    assert 5e4 <= spans["refine_mask"]["dur"] < 5e5
+    assert spans["refine_mask"]["dur"] == pytest.approx(5e4)
     assert names[spans["refine_mask"]["tid"]] == "refine_0"
     assert names[spans["read_image"]["tid"]] == "MainThread"
     assert [e["args"] for e in events if e["ph"] == "C"] == [{"waiting": 1}]

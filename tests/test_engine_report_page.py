@@ -38,7 +38,7 @@ heard, said = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.arg
 os.dup2(heard, 3), os.dup2(said, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-PATIENCE = 20  # seconds
+PATIENCE = 240  # seconds; only what hangs reaches them
 CARDS = 80  # more than fit into three windows of 1200 × 900 pixels
 KEY_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27, " ": 32}
 LABELS = ("mass", "cyst")

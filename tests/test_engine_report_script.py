@@ -39,7 +39,7 @@ def node(code, **given):
     body = f"(() => {{ {code} }})()"
     script = "\n".join([*sources, MEMORY, *given_lines, f"console.log(JSON.stringify({body}));"])
     done = subprocess.run(
-        [NODE, "-"], input=script, capture_output=True, text=True, encoding="utf-8", timeout=60
+        [NODE, "-"], input=script, capture_output=True, text=True, encoding="utf-8", timeout=500
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

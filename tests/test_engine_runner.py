@@ -175,7 +175,7 @@ def test_sigterm_stops_cleanly_and_says_how_to_resume(archive, tiny_bundle_folde
     while process.poll() is None and not (out / "ledger.sqlite").exists():
         time.sleep(0.01)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 130
     assert "again to resume" in errors and "Traceback" not in errors
     assert not (out / "_SUCCESS").exists()

@@ -262,7 +262,7 @@ def hold(folder, held, release):
 
     with locked(folder / plans.LOCK):
         held.set()
-        release.wait(20)
+        release.wait(240)
 
 
 def test_another_process_is_waited_for(trt11, bundle, caplog):
@@ -271,15 +271,15 @@ def test_another_process_is_waited_for(trt11, bundle, caplog):
     held, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(key.folder, held, release))
     other.start()
-    assert held.wait(60)
+    assert held.wait(240)
     with caplog.at_level(logging.INFO):
         here = threading.Thread(target=build, args=(bundle,))
         here.start()
         here.join(0.3)
         assert here.is_alive()
         release.set()
-        here.join(20)
-    other.join(20)
+        here.join(240)
+    other.join(240)
     assert not here.is_alive() and "waiting for another process" in caplog.text
 
 

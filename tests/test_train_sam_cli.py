@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import cv2
@@ -296,19 +295,26 @@ def weights(out):
     return (out / "sam/model.safetensors").read_bytes()
 
 
-def kill_after(words, mark, seconds=90):
-    """Run the command in a process of its own; SIGKILL as soon as ``mark`` finds a file."""
-    code = "from medclipsam.engine.cli import main; main()"
+KILLS = """
+import os, signal, sys
+real, name = os.replace, sys.argv.pop(1)
+def replace(source, target, **more):
+    real(source, target, **more)
+    if os.path.basename(target) == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+from medclipsam.engine.cli import main
+main()
+"""
+
+
+def kill_after(words, name):
+    """Run the command in a process of its own; SIGKILL when the file ``name`` appears."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *words], env=environment, stdout=subprocess.DEVNULL
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, name, *words], env=environment, stdout=subprocess.DEVNULL
     )
-    until = time.monotonic() + seconds
-    while not mark() and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
-    assert child.poll() is None, "it ended before it could be killed"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    assert done.returncode == -signal.SIGKILL, "it ended before it could be killed"
 
 
 def test_killed_and_called_again_it_ends_in_the_same_bytes(data, tmp_path):
@@ -317,7 +323,8 @@ def test_killed_and_called_again_it_ends_in_the_same_bytes(data, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     folder = training_folder(cut)
     words = ["train", "sam", str(data / "images"), str(data / "masks"), "-o", str(cut), *base]
-    kill_after(words, lambda: list(folder.glob("step-00000003.pt")))
+    kill_after(words, "step-00000003.pt")
+    assert list(folder.glob("step-00000003.pt"))
     assert not cut.exists() and list(folder.glob("step-*.pt"))
     other = call(data, cut, "--learning-rate", "0.01", base=base)
     assert other.exit_code == 2

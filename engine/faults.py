@@ -30,11 +30,11 @@ RUNTIME = "onnxruntime"  # its exceptions share this module and no class
 THEIR_INPUT = ("InvalidArgument", "NotImplemented")  # of them, what a call of ours may cause
 
 
-def refuse_broken(exc: BaseException, saver: str) -> None:
+def refuse_broken(exc: BaseException, saver: str = "") -> None:
     """Raise what must stop the run; return where an item alone may be to blame.
 
     Args:
-        saver: flags that make the models need less memory.
+        saver: flags that make the models need less memory, where models are at work.
 
     Raises:
         BackendError: the device, a runtime or the machine's memory broke.
@@ -53,7 +53,7 @@ def refuse_broken(exc: BaseException, saver: str) -> None:
         if isinstance(cause, MemoryError) or (_foreign(cause) and MEMORY.search(text)):
             raise BackendError(
                 f"the machine ran out of memory ({text or type(cause).__name__}); lower it with "
-                f"--memory 256M, --threads 1 or {saver}"
+                f"{' '.join(filter(None, ('--memory 256M --threads 1', saver)))}"
             ) from exc
         if _is_device(cause, text):
             raise BackendError(

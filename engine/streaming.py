@@ -41,7 +41,6 @@ from medclipsam.engine.work import Delivery, Work, finish_work
 FLOOR = 4 << 20  # bytes an item of any size is taken to need while the stages work on it
 WORKING = 20  # bytes a pixel of a frame that is refined or decoded: float maps and logits
 GRACE = 5.0  # seconds that a stopped run waits for what it asked to end
-SAVER = "a smaller archive per run"  # nothing on a CPU thread has a batch
 
 
 @dataclass
@@ -204,7 +203,7 @@ class Stream:
         except Exception as exc:
             if self.stop.is_set():  # the decoders were closed under it
                 return None
-            refuse_broken(exc, SAVER)
+            refuse_broken(exc)
             self._give_up(work, "read_image", exc)
         work.cost = FLOOR + weigh(work, self.delivery.formats, self.labeller.threads)
         self.budget.correct(cost, work.cost)
@@ -259,7 +258,7 @@ class Stream:
         try:
             files, rows = finish_work(work, self.delivery)
         except Exception as exc:
-            refuse_broken(exc, SAVER)
+            refuse_broken(exc)
             self._give_up(work, "write_mask", exc)
             self._hold(work)
             return

@@ -1,8 +1,10 @@
 """URLs through fsspec: memory://, file:// and a web server that knows nothing of ranges."""
 
+import errno
 import functools
 import http.server
 import io
+import socket
 import threading
 
 import fsspec
@@ -13,7 +15,7 @@ from bad_input import NOISE, deep, dicom, gzip, picture, tar, zipfile
 from medclipsam.engine.archive import Limits, decode, open_archive, store
 from medclipsam.engine.archive.remote import public_name
 from medclipsam.engine.archive.store import Store
-from medclipsam.engine.errors import ConfigError, InputError
+from medclipsam.engine.errors import BackendError, ConfigError, InputError
 
 ONE = picture(NOISE)
 SCAN = dicom(deep())
@@ -172,6 +174,18 @@ def test_what_passes_by_itself_is_tried_again(memory, action):
         with pytest.raises(InputError) as caught:
             act(4 if expected == "unreadable" else 1, error)
         assert caught.value.reason == expected and "peer" not in str(caught.value)
+
+
+def test_a_server_that_is_away_is_no_fault_of_an_object(memory):
+    away = OSError(errno.ECONNREFUSED, "Connection refused")
+    with pytest.raises(BackendError, match=r"Connection refused.*run the same command again"):
+        Store(Flaky(memory, 4, away)).fetch("/root/a.png", len(ONE), Limits())
+    assert Store(Flaky(memory, 3, away)).fetch("/root/a.png", len(ONE), Limits()) == ONE
+    with socket.socket() as taken:  # a port on which nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.png"
+        with pytest.raises(BackendError, match="run the same command again"):
+            open_archive(url)
 
 
 def test_a_container_is_read_on_after_a_failure(memory):

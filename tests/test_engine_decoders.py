@@ -1,5 +1,6 @@
 """Decode processes: the same pictures as in this process, whatever happens to them."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -250,6 +251,27 @@ def test_a_process_that_cannot_start(item, monkeypatch):
             with pytest.raises(BackendError, match="cannot start"):
                 pool.decode(item)
         assert not pids(pool)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN, errno.EMFILE])
+def test_a_machine_without_room_for_a_process_is_no_fault_of_an_item(item, monkeypatch, number):
+    def popen(*args, **more):
+        raise OSError(number, os.strerror(number))
+
+    with Decoders(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(decoders.subprocess, "Popen", popen)
+            with pytest.raises(BackendError, match=r"start a decode process .*same command"):
+                pool.decode(item)
+        pool.decode(item)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENOTCONN])
+def test_storage_that_does_not_answer_is_no_fault_of_an_item(item, hook, number):
+    """Also where it is a decode process that opens the file."""
+    hook(f"os.open = lambda *_, **__: (_ for _ in ()).throw(OSError({number}, 'away'))")
+    with Decoders(1) as pool, pytest.raises(BackendError, match="cannot read the archive"):
+        pool.decode(item)
 
 
 def test_close_leaves_nothing_behind(item):

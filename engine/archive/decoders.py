@@ -172,18 +172,28 @@ class _Process:
 
 
 def _spawn(limits: Limits) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own, so that its GDCM can be ended with it."""
+    """Start a process in a group of its own, so that its GDCM can be ended with it.
+
+    Raises:
+        BackendError: the machine has no room for one more process.
+    """
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     alone = {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"} | dict.fromkeys(THREADS, "1")
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, describe(limits)],
-        bufsize=0,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **alone},
-        start_new_session=True,
-    )
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, describe(limits)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **alone},
+            start_new_session=True,
+        )
+    except OSError as exc:  # no fault of the item that waits for it
+        raise BackendError(
+            f"cannot start a decode process ({exc.strerror}); free memory, processes or file "
+            "handles (ulimit -u, ulimit -n), then run the same command again"
+        ) from exc
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         os.set_blocking(pipe.fileno(), False)

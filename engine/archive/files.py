@@ -11,10 +11,16 @@ from typing import BinaryIO
 from medclipsam.engine.archive.dicomfile import is_dicom
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
-from medclipsam.engine.errors import InputError
+from medclipsam.engine.errors import BackendError, InputError
 
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 DENIED = (errno.EACCES, errno.EPERM)
+# What no file is to blame for: the machine is short of something, or storage does not answer.
+MACHINE = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED),
+)
 
 
 def read_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -64,7 +70,12 @@ def _check_kind(path: Path, mode: int) -> None:
 
 
 def translate(path: Path, exc: OSError) -> InputError:
-    """What an operating system's error means for the item at ``path``."""
+    """What an operating system's error means for the item at ``path``.
+
+    Raises:
+        BackendError: nothing: the machine or its storage broke.
+    """
+    refuse_away(exc)
     if exc.errno == errno.ELOOP or (exc.errno in GONE and os.path.islink(path)):
         return refuse("not-a-file", "expected a regular file, got a link that leads nowhere")
     if exc.errno in GONE:
@@ -74,6 +85,30 @@ def translate(path: Path, exc: OSError) -> InputError:
     if exc.errno in (errno.ENXIO, errno.ENODEV):
         return refuse("not-a-file", "expected a regular file, got a socket or device")
     return refuse("unreadable", f"the file cannot be read: {exc.strerror}")
+
+
+def is_away(exc: BaseException | None) -> bool:
+    """Whether ``exc``, or what it was raised from, says that storage does not answer, or that
+    the machine is short of something. (fsspec calls a server that is down a missing file.)"""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno in MACHINE:
+            return True
+        exc = exc.__cause__
+    return False
+
+
+def refuse_away(exc: Exception) -> None:
+    """Raise what is no fault of a file; return otherwise.
+
+    Raises:
+        BackendError: the machine is short of something, or the storage does not answer.
+    """
+    if is_away(exc):
+        said = getattr(exc, "strerror", "") or exc
+        raise BackendError(
+            f"cannot read the archive ({said}); see to the storage or the limits of this machine, "
+            "then run the same command again"
+        ) from exc
 
 
 def read_start(path: Path, size: int) -> bytes:

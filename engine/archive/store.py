@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from medclipsam.engine.archive.blob import ReadAt
 from medclipsam.engine.archive.dicomfile import is_dicom
+from medclipsam.engine.archive.files import is_away, refuse_away
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.errors import ConfigError, InputError
@@ -206,7 +207,12 @@ class RemoteBlob:
 
 
 def _patiently(action: Callable[[], T]) -> T:
-    """What ``action`` gives, at the fourth attempt if need be."""
+    """What ``action`` gives, at the fourth attempt if need be.
+
+    Raises:
+        InputError: the object cannot be had.
+        BackendError: its server cannot be reached.
+    """
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -214,7 +220,8 @@ def _patiently(action: Callable[[], T]) -> T:
             raise
         except Exception as exc:  # every protocol has errors of its own
             error, lasting = _judge(exc)
-            if lasting or pause is None:
+            if pause is None or (lasting and not is_away(exc)):
+                refuse_away(exc)
                 raise error from exc
             time.sleep(pause)
     raise AssertionError("unreachable")

@@ -149,7 +149,10 @@ def test_a_stopped_run_resumes(predictor, archive, whole, tmp_path):
     same(out, whole)
 
 
-@pytest.mark.parametrize("stage", ["prepare", "infer", "conclude"])
+STAGES = {"prepare": "encode_image", "infer": "compute_saliency", "conclude": "refine_mask"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_failing_stage_costs_one_item(predictor, archive, whole, tmp_path, monkeypatch, stage):
     culprit = cv2.imread(str(archive / "scan 5.png"))
     target = predictor.pipeline.prepare(culprit)
@@ -170,6 +173,7 @@ def test_a_failing_stage_costs_one_item(predictor, archive, whole, tmp_path, mon
     for outcome in rows(tmp_path / "run"):
         if outcome.item == "scan 5.png":
             assert (outcome.status, outcome.reason) == ("quarantined", "failed")
+            assert outcome.stage == STAGES[stage]
             assert "ZeroDivisionError: boom" in outcome.message
         else:
             assert outcome == before[outcome.item, outcome.label]

@@ -195,7 +195,16 @@ def test_batches_are_full_while_more_is_to_come(engine, archive, tmp_path, monke
     assert scored.items > 16
 
 
-@pytest.mark.parametrize("stage", ["ask", "score", "refine", "encode_image", "segment"])
+STAGES = {
+    "ask": "encode_image",
+    "score": "compute_saliency",
+    "refine": "refine_mask",
+    "encode_image": "segment_encode",
+    "segment": "segment_decode",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_failing_stage_costs_one_item(engine, archive, whole, tmp_path, monkeypatch, stage):
     """Whatever breaks on one picture: it is named, and its neighbours' bytes do not change."""
     culprit = read_pixels(archive / "scan 5.png")
@@ -234,6 +243,7 @@ def test_a_failing_stage_costs_one_item(engine, archive, whole, tmp_path, monkey
     for outcome in rows(tmp_path / "run"):
         if outcome.item == "scan 5.png":
             assert (outcome.status, outcome.reason) == ("quarantined", "failed")
+            assert outcome.stage == STAGES[stage]
             assert "ZeroDivisionError: boom" in outcome.message
         else:
             assert outcome == before[outcome.item, outcome.label]

@@ -84,7 +84,8 @@ class RunFolder:
         try:
             self._enter(fingerprint)
         except BaseException:
-            self._lock.close()
+            with suppress(OSError):  # the lock file holds nothing
+                self._lock.close()
             raise
 
     def _look(self) -> set[str]:

@@ -296,6 +296,9 @@ def test_an_engine_of_other_shapes_is_refused(trt11, bundle):
             tensorrt.Graph(engine, name, ranges, CPU, trt11.SideStream(CPU), logger)
 
 
+FLIPPED = 0.005  # part of a mask's pixels
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32"])
 def test_the_pipeline_on_plans_of_a_real_bundle(trt11, tiny_bundle, tmp_path, precision):
@@ -316,7 +319,10 @@ def test_the_pipeline_on_plans_of_a_real_bundle(trt11, tiny_bundle, tmp_path, pr
         Pipeline.open(one, config, CPU, backend).segment([rgb], [prompts])[0]["tumor"]
         for one, backend in ((tiny_bundle, "torch"), (bundle, "tensorrt"))
     ]
-    assert np.array_equal(both[0].mask, both[1].mask)
+    # Two runtimes round differently; on a model of random weights that may flip a few pixels.
+    flipped = int((both[0].mask ^ both[1].mask).sum())
+    assert flipped <= FLIPPED * both[0].mask.sum(), flipped
+    assert both[0].mask.any() and not both[0].mask.all()
     assert np.abs(both[0].saliency - both[1].saliency).max() < 1e-3
 
 

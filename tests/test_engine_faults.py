@@ -31,6 +31,7 @@ def shim(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # nothing but the number of calls bounds it
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 @pytest.mark.parametrize("forever", [0, 1], ids=["once", "for-good"])
 def test_no_failing_call_gives_a_wrong_success(

@@ -19,7 +19,7 @@ setup(
     packages=packages,
     package_dir={f"medclipsam.{folder}": folder for folder in FOLDERS},
     package_data={
-        "medclipsam.engine": ["bundles/**/*", "page/*"],
-        "medclipsam.train": ["phantom_vocabulary.txt", "recipes/*.toml"],
+        "medclipsam.engine": ["bundles/**/*", "report/page/*"],
+        "medclipsam.train": ["phantoms/vocabulary.txt", "recipes/*.toml"],
     },
 )

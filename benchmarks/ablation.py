@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from medclipsam.benchmarks.phantoms import FIRST_SEED, draw
-from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
+from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.fit import fit_image, make_fit, unfit_map
-from medclipsam.engine.metrics import dice, mean_interval
 from medclipsam.engine.saliency.contrast import contrast_directions
 from medclipsam.engine.saliency.gradcam import probe_gradcam
 from medclipsam.engine.saliency.gscorecam import probe_gscorecam
@@ -40,7 +39,8 @@ from medclipsam.engine.saliency.masks import (
     spot_masks,
 )
 from medclipsam.engine.saliency.rows import Probe, run_probes
-from medclipsam.train.phantoms import MODALITIES, NULL_PROMPTS, PROMPTS, TARGETS, Phantom
+from medclipsam.engine.weights.bundle import Bundle, open_bundle
+from medclipsam.train.phantoms.phantoms import MODALITIES, NULL_PROMPTS, PROMPTS, TARGETS, Phantom
 
 SETS = {"tuning": 600_000, "held-out": FIRST_SEED + 100_000}
 THRESHOLDS = np.linspace(0.1, 0.95, 18)

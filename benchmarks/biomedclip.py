@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.fit import normalise_rgb
-from medclipsam.engine.models import build_clip
-from medclipsam.train.phantoms import LESIONS, MODALITIES, make_phantom
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.models import build_clip
+from medclipsam.train.phantoms.phantoms import LESIONS, MODALITIES, make_phantom
 
 SCANS = ("breast ultrasound", "brain mri", "chest x-ray")  # in the order of MODALITIES
 FINDINGS = ("mass", "tumor", "nodule", "cyst", "ventricles", "effusion")

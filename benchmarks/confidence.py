@@ -21,8 +21,8 @@ import numpy as np
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.train.phantom_calibration import GOOD, ask_phantom
-from medclipsam.train.phantoms import make_phantom
+from medclipsam.train.phantoms.calibration import GOOD, ask_phantom
+from medclipsam.train.phantoms.phantoms import make_phantom
 
 FIRST_SEED = 4_500_000
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)

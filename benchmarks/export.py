@@ -30,10 +30,10 @@ from torch import Tensor
 from medclipsam.benchmarks.biomedclip import random_biomedclip
 from medclipsam.engine.backends.onnxruntime import FIRST, Graph
 from medclipsam.engine.backends.session import open_session
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.durable import write_durable
-from medclipsam.engine.exports import GRAPHS
-from medclipsam.engine.models import SAM_PRESETS, build_sam
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.exports import GRAPHS
+from medclipsam.engine.weights.models import SAM_PRESETS, build_sam
 from medclipsam.export.emulation import emulate
 from medclipsam.export.graphs import Spec, make_spec
 from medclipsam.export.layers import relative_error

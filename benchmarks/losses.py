@@ -23,21 +23,21 @@ import numpy as np
 import torch
 
 from medclipsam.engine.archive import Decoders
-from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.metrics import dice
-from medclipsam.train.clip import ClipTraining
-from medclipsam.train.clip_run import BUNDLE, train_clip
-from medclipsam.train.embedding import Embedder
+from medclipsam.engine.evaluation.metrics import dice
+from medclipsam.engine.weights.bundle import Bundle, open_bundle
+from medclipsam.train.clip.fit import ClipTraining
+from medclipsam.train.clip.run import BUNDLE, train_clip
 from medclipsam.train.losses import LOSSES
-from medclipsam.train.pairs import PairList, Problems, load_image, read_pairs
-from medclipsam.train.phantom_bundle import PHANTOM_CLIP
-from medclipsam.train.phantom_pairs import TABLE, write_phantom_pairs
-from medclipsam.train.phantoms import LESIONS, MODALITIES, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.pairs.pairs import PairList, Problems, load_image, read_pairs
+from medclipsam.train.phantoms.bundle import PHANTOM_CLIP
+from medclipsam.train.phantoms.pairs import TABLE, write_phantom_pairs
+from medclipsam.train.phantoms.phantoms import LESIONS, MODALITIES, PROMPTS, TARGETS, make_phantom
 from medclipsam.train.ranks import Ranks
-from medclipsam.train.retrieval import DIRECTIONS, retrieve
+from medclipsam.train.retrieval.embedding import Embedder
+from medclipsam.train.retrieval.retrieval import DIRECTIONS, retrieve
 
 START, TUNE, TEST, SEGMENT = 5_000_000, 5_200_000, 5_400_000, 5_600_000  # first seeds
 CPU = torch.device("cpu")

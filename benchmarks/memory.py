@@ -42,8 +42,8 @@ def run_alone(archive: str, out: str, threads: int, stall: float) -> None:
 
     With ``stall``, the first write of a mask hangs for so many seconds.
     """
-    from medclipsam.engine import streaming
     from medclipsam.engine.engine import Engine
+    from medclipsam.engine.run import streaming
 
     settings = {"saliency": "gradcam", "segment": {"batch": 4}}
     engine = Engine.open("phantom", "cpu", settings=settings, threads=threads)

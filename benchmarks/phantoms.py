@@ -27,10 +27,10 @@ import numpy as np
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.metrics import dice, mean_interval
+from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.types import Prompts, Segment
-from medclipsam.train.phantom_bundle import HELD_OUT
-from medclipsam.train.phantoms import (
+from medclipsam.train.phantoms.bundle import HELD_OUT
+from medclipsam.train.phantoms.phantoms import (
     LESIONS,
     MODALITIES,
     PROMPTS,

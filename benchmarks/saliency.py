@@ -32,11 +32,11 @@ from torch import Tensor
 from medclipsam.benchmarks.biomedclip import TEXTS, draw, random_biomedclip
 from medclipsam.benchmarks.crf import processor
 from medclipsam.benchmarks.published_saliency import straightforward
-from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency import Question, SaliencyConfig, compute_saliency
 from medclipsam.engine.saliency.gscorecam import probe_gscorecam
+from medclipsam.engine.weights.bundle import Bundle, open_bundle
 
 CPU = torch.device("cpu")
 REPEATS = 3

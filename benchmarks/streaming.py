@@ -31,13 +31,13 @@ import numpy as np
 from medclipsam.engine.archive import Decoders, Entry, Limits, open_archive
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.ledger import Ledger
 from medclipsam.engine.pipeline import Found
-from medclipsam.engine.runfolder import RunFolder
-from medclipsam.engine.runner import run
+from medclipsam.engine.run.folder import RunFolder
+from medclipsam.engine.run.ledger import Ledger
+from medclipsam.engine.run.runner import run
+from medclipsam.engine.run.work import Delivery, Work, finish_work
 from medclipsam.engine.types import Image, Outcome, Prompts
-from medclipsam.engine.work import Delivery, Work, finish_work
-from medclipsam.train.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
 
 FIRST_SEED = 4_000_000
 Stages = dict[str, Callable[[], Any]]

@@ -17,13 +17,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from medclipsam.engine.axes import Candidate
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.metrics import mean_interval
-from medclipsam.engine.tune import Sample, Tuner
+from medclipsam.engine.evaluation.metrics import mean_interval
+from medclipsam.engine.tuning.axes import Candidate
+from medclipsam.engine.tuning.tune import Sample, Tuner
 from medclipsam.engine.types import Prompts
-from medclipsam.train.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
 
 TUNED_ON, JUDGED_ON = 3_000_000, 3_500_000  # first seeds; none is trained on
 

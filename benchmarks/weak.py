@@ -20,18 +20,18 @@ import cv2
 import numpy as np
 import torch
 
-from medclipsam.engine.collecting import Selection
-from medclipsam.engine.comparison import Comparison, Difference, compare
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.evaluation import Case, Evaluation, evaluate
-from medclipsam.engine.predictor import Predictor
-from medclipsam.engine.unet import UnetConfig, is_task_model
+from medclipsam.engine.evaluation.difference import Comparison, Difference, compare
+from medclipsam.engine.evaluation.evaluate import Case, Evaluation, evaluate
+from medclipsam.engine.run.collecting import Selection
+from medclipsam.engine.unet.model import UnetConfig, is_task_model
+from medclipsam.engine.unet.predictor import Predictor
 from medclipsam.train.patients import PatientRule
-from medclipsam.train.phantoms import LESIONS, MODALITIES, PROMPTS, TARGETS, make_phantom
-from medclipsam.train.run_masks import open_run_masks
-from medclipsam.train.unet import UnetTraining
-from medclipsam.train.unet_run import read_samples, train_task_model
+from medclipsam.train.phantoms.phantoms import LESIONS, MODALITIES, PROMPTS, TARGETS, make_phantom
+from medclipsam.train.unet.fit import UnetTraining
+from medclipsam.train.unet.masks import open_run_masks
+from medclipsam.train.unet.run import read_samples, train_task_model
 
 LEARN, TEST = 4_000_000, 4_500_000  # first seeds; none is trained on elsewhere
 CPU = torch.device("cpu")

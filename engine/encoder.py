@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph, refuse_gradients
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
+from medclipsam.engine.weights.bundle import Bundle
 
 log = logging.getLogger(__name__)
 

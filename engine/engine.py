@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from medclipsam.engine.backends import open_device
-from medclipsam.engine.bundle import Bundle, open_bundle
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.weights.bundle import Bundle, open_bundle
 from medclipsam.engine.wording import cut_wording
 
 if TYPE_CHECKING:
-    from medclipsam.engine.executor import Executor, Surroundings
-    from medclipsam.engine.runner import RunOptions, RunSummary
+    from medclipsam.engine.run.executor import Executor, Surroundings
+    from medclipsam.engine.run.runner import RunOptions, RunSummary
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Engine:
             archive: anything that ``medclipsam.engine.archive.open_archive`` takes.
         """
         from medclipsam.engine.archive import open_archive
-        from medclipsam.engine.runner import run
+        from medclipsam.engine.run.runner import run
 
         wanted = prompts if isinstance(prompts, PromptTable) else as_prompts(prompts)
         opened = open_archive(os.fspath(archive), avoid=Path(out))
@@ -149,7 +149,7 @@ class Engine:
 
     def open_executor(self, around: Surroundings) -> Executor:
         """See ``Labeller``."""
-        from medclipsam.engine.zero_shot_executor import ZeroShotExecutor
+        from medclipsam.engine.run.zero_shot import ZeroShotExecutor
 
         return ZeroShotExecutor(self.pipeline, around)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from medclipsam.engine.backends import refuse_gradients
 from medclipsam.engine.boxes import extract_boxes, select_boxes
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
@@ -25,6 +24,7 @@ from medclipsam.engine.quality import agreement, border_contact
 from medclipsam.engine.saliency import Answer, Question, compute_saliency
 from medclipsam.engine.segment import BoxMasks, Segmenter
 from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.engine.wording import check_wording
 
 Mapper = Callable[..., Iterable[Any]]

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph
-from medclipsam.engine.bundle import Bundle
-from medclipsam.engine.models import SamConfig
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.models import SamConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from medclipsam.engine.options import report_errors
+from medclipsam.engine.cli.options import report_errors
 
 
 @click.command()
@@ -72,11 +72,11 @@ def export(
     import torch
 
     from medclipsam.engine.backends import open_device
-    from medclipsam.engine.bundle import open_bundle
     from medclipsam.engine.config import parse_settings
     from medclipsam.engine.prompts import parse_prompts
     from medclipsam.engine.types import Prompts
-    from medclipsam.engine.unet import is_task_model
+    from medclipsam.engine.unet.model import is_task_model
+    from medclipsam.engine.weights.bundle import open_bundle
     from medclipsam.export.publish import choose_target, export_onnx
     from medclipsam.export.scans import PROMPTS, draw_scans, read_scans
     from medclipsam.export.tensorrt_publish import publish_plans

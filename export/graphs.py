@@ -29,7 +29,7 @@ from medclipsam.engine.backends.pytorch import (
     encode_image,
     last_features,
 )
-from medclipsam.engine.bundle import Bundle
+from medclipsam.engine.weights.bundle import Bundle
 
 EXAMPLES = 2  # rows; with one row the exporter takes the batch for a constant
 WORDS = 7

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from medclipsam.engine.bundle import Bundle, sha256_file
 from medclipsam.engine.errors import BackendError
+from medclipsam.engine.weights.bundle import Bundle, sha256_file
 from medclipsam.export.graphs import Spec, make_spec, products_for_einsum
 from medclipsam.export.origin import keep_only_origin
 from medclipsam.export.precision import lower_precision

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends import open_graph
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.config import make_config
-from medclipsam.engine.exports import GRAPHS
-from medclipsam.engine.metrics import iou
+from medclipsam.engine.evaluation.metrics import iou
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.exports import GRAPHS
 from medclipsam.export.layers import relative_error
 
 BATCHES = (1, 2, 3)

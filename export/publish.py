@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends.session import load_runtime
-from medclipsam.engine.bundle import DESCRIPTION, SHIPPED, Bundle, open_bundle, user_folder
 from medclipsam.engine.durable import sync_folder, write_durable
 from medclipsam.engine.errors import BackendError, ConfigError, OutputError
-from medclipsam.engine.exports import GRAPHS, graph_file
 from medclipsam.engine.types import Prompts
+from medclipsam.engine.weights.bundle import DESCRIPTION, SHIPPED, Bundle, open_bundle, user_folder
+from medclipsam.engine.weights.exports import GRAPHS, graph_file
 from medclipsam.export.emulation import emulate
 from medclipsam.export.graphs import make_spec
 from medclipsam.export.layers import find_deviation

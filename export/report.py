@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.home import home
+from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.export.parity import LIMITS, Parity
 
 

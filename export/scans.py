@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from medclipsam.engine.archive import open_archive
-from medclipsam.engine.archive.reader import decode
+from medclipsam.engine.archive.readers.reader import decode
 from medclipsam.engine.errors import ConfigError, InputError
 
 SIZES = ((160, 200), (256, 192), (224, 224))

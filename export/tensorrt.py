@@ -31,11 +31,11 @@ from medclipsam.engine.backends.tensorrt_runtime import (
     load_runtime,
     require_gpu,
 )
-from medclipsam.engine.bundle import DESCRIPTION, Bundle
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import GRAPHS, graph_file
+from medclipsam.engine.weights.bundle import DESCRIPTION, Bundle
+from medclipsam.engine.weights.exports import GRAPHS, graph_file
 from medclipsam.export.tensorrt_builder import WORKSPACE, Report, build_engine
 from medclipsam.export.tensorrt_layers import check_layers, inspect_engine, read_graph
 

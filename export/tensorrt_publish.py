@@ -13,11 +13,11 @@ from torch import Tensor
 from medclipsam.engine.backends import open_device
 from medclipsam.engine.backends.plans import find_machine, machine_name
 from medclipsam.engine.backends.tensorrt_runtime import load_runtime, require_gpu
-from medclipsam.engine.bundle import DESCRIPTION, Bundle, open_bundle
 from medclipsam.engine.config import make_config
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import graph_file
 from medclipsam.engine.types import Prompts
+from medclipsam.engine.weights.bundle import DESCRIPTION, Bundle, open_bundle
+from medclipsam.engine.weights.exports import graph_file
 from medclipsam.export.graphs import make_spec
 from medclipsam.export.layers import find_deviation
 from medclipsam.export.parity import LIMITS, Parity, measure, rows_of

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from medclipsam.engine.backends import open_device
 from medclipsam.engine.backends.session import load_runtime
-from medclipsam.engine.bundle import verify_file
 from medclipsam.engine.errors import BackendError, ConfigError
-from medclipsam.engine.unet import DESCRIPTION, TaskModel, open_task_model
-from medclipsam.engine.unet_graph import GRAPH, open_unet
-from medclipsam.engine.unet_pipeline import UnetPipeline
+from medclipsam.engine.unet.graph import GRAPH, open_unet
+from medclipsam.engine.unet.model import DESCRIPTION, TaskModel, open_task_model
+from medclipsam.engine.unet.pipeline import UnetPipeline
+from medclipsam.engine.weights.bundle import verify_file
 from medclipsam.export.graphs import EXAMPLES, Graph, Spec
 from medclipsam.export.layers import find_deviation, relative_error
 from medclipsam.export.onnx import OPSET, finish, hash_files, trace, versions, write_model

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from medclipsam.engine.backends import open_device
 from medclipsam.engine.backends.session import load_runtime
-from medclipsam.engine.bundle import Bundle, verify_file
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import find_export
 from medclipsam.engine.types import Prompts
+from medclipsam.engine.weights.bundle import Bundle, verify_file
+from medclipsam.engine.weights.exports import find_export
 from medclipsam.export.publish import judge
 from medclipsam.export.scans import PROMPTS, draw_scans
 from medclipsam.export.tensorrt_publish import verify_plans

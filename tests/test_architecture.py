@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from medclipsam.engine.cli import main
+from medclipsam.engine.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("engine", "export", "train", "benchmarks")
@@ -77,7 +77,7 @@ def test_every_module_says_what_it_is(name):
     assert (importlib.import_module(name).__doc__ or "").strip()
 
 
-@pytest.mark.parametrize("name", ["medclipsam.engine", "medclipsam.engine.cli"])
+@pytest.mark.parametrize("name", ["medclipsam.engine", "medclipsam.engine.cli.main"])
 def test_a_plain_import_is_light(name):
     loaded = python(f"import sys, {name}; print(*sys.modules)")
     assert name in loaded
@@ -90,7 +90,7 @@ def test_the_engine_needs_no_optional_package():
         "for name in ('tensorrt', 'ray', 'monai', 'onnxruntime', 'pydensecrf', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "from medclipsam.engine import Engine\n"
-        "import medclipsam.engine.runner\n"
+        "import medclipsam.engine.run.runner\n"
         "print(*(name for name, module in sys.modules.items() if module))"
     )
     assert "medclipsam.engine.engine" in loaded

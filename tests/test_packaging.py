@@ -35,11 +35,11 @@ def test_every_module_and_data_file_is_inside(wheel):
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
-    for folder in ("bundles", "page"):
+    for folder in ("bundles", "report/page"):
         for path in (ROOT / "engine" / folder).rglob("*"):
             if path.is_file():
                 assert f"medclipsam/{path.relative_to(ROOT).as_posix()}" in inside
-    assert "medclipsam/train/phantom_vocabulary.txt" in inside
+    assert "medclipsam/train/phantoms/vocabulary.txt" in inside
     assert "medclipsam/train/recipes/busi.toml" in inside
 
 
@@ -49,5 +49,5 @@ def test_one_console_script(wheel):
         "[console_scripts]",
         "medclipsam",
         "=",
-        "medclipsam.engine.cli:main",
+        "medclipsam.engine.cli.main:main",
     ]

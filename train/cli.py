@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from medclipsam.engine.cli.options import report_errors
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.options import report_errors
-from medclipsam.train.clip_cli import clip
-from medclipsam.train.sam_cli import sam
-from medclipsam.train.unet_cli import unet
+from medclipsam.train.clip.cli import clip
+from medclipsam.train.sam.cli import sam
+from medclipsam.train.unet.cli import unet
 
 
 @click.group()
@@ -51,7 +51,7 @@ def phantom_bundle(out: Path, seed: int, threads: int) -> None:
     import cv2
     import torch
 
-    from medclipsam.train.phantom_bundle import PHANTOM_CLIP, PHANTOM_SAM, build_phantom_bundle
+    from medclipsam.train.phantoms.bundle import PHANTOM_CLIP, PHANTOM_SAM, build_phantom_bundle
 
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose a new folder with -o")

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from medclipsam.engine.cli.options import engine_options, open_engine, report_errors
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.options import engine_options, open_engine, report_errors
 
 
 @click.command()
@@ -35,15 +35,15 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     from rich.console import Console
 
     from medclipsam.engine.archive import open_archive
-    from medclipsam.engine.evaluation import evaluate
-    from medclipsam.engine.ledger import Ledger
+    from medclipsam.engine.cli.run import Progress
+    from medclipsam.engine.evaluation.evaluate import evaluate
+    from medclipsam.engine.evaluation.table import to_json, to_table
     from medclipsam.engine.prompts import read_prompt_table
-    from medclipsam.engine.report import write_report
-    from medclipsam.engine.run_cli import Progress
-    from medclipsam.engine.runfolder import LEDGER, identify
-    from medclipsam.engine.runner import report_facts, run
-    from medclipsam.engine.scoretable import to_json, to_table
-    from medclipsam.train.phantom_archive import write_phantom_archive
+    from medclipsam.engine.report.report import write_report
+    from medclipsam.engine.run.folder import LEDGER, identify
+    from medclipsam.engine.run.ledger import Ledger
+    from medclipsam.engine.run.runner import report_facts, run
+    from medclipsam.train.phantoms.archive import write_phantom_archive
 
     engine = open_engine(options)
     click.echo(f"writing synthetic scans to {out / 'archive'}")

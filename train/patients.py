@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 
 from medclipsam.engine.archive import Entry
-from medclipsam.engine.archive.dicomfile import read_header
 from medclipsam.engine.archive.files import open_file
+from medclipsam.engine.archive.readers.dicom.file import read_header
 from medclipsam.engine.errors import ConfigError, InputError
 
 ATTEMPTS = 200  # draws of a split that has every label on both sides

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medclipsam.engine.archive.containers.members import Names, harmless_name, safe_name
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.limits import Limits, refuse
-from medclipsam.engine.archive.members import Names, harmless_name, safe_name
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.types import ItemRef
 

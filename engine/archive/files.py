@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from medclipsam.engine.archive.dicomfile import is_dicom
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
+from medclipsam.engine.archive.readers.dicom.file import is_dicom
 from medclipsam.engine.errors import BackendError, InputError
 
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)

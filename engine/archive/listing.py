@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from medclipsam.engine.archive.blob import LocalBlob
-from medclipsam.engine.archive.containers import list_members
+from medclipsam.engine.archive.containers.blob import LocalBlob
+from medclipsam.engine.archive.containers.items import list_members
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.files import has_magic
 from medclipsam.engine.archive.kinds import is_container
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits
-from medclipsam.engine.archive.series import group_series
+from medclipsam.engine.archive.readers.dicom.series import group_series
 from medclipsam.engine.archive.sieve import Sieve
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.types import ItemRef

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from medclipsam.engine.archive.archive import Archive
-from medclipsam.engine.archive.containers import list_members
+from medclipsam.engine.archive.containers.items import list_members
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.kinds import is_container, is_list, known_suffix
 from medclipsam.engine.archive.limits import Limits

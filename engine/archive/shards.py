@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from medclipsam.engine.archive.archive import Archive
-from medclipsam.engine.archive.blob import LocalBlob
-from medclipsam.engine.archive.containers import list_members
+from medclipsam.engine.archive.containers.blob import LocalBlob
+from medclipsam.engine.archive.containers.items import list_members
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.files import has_magic
 from medclipsam.engine.archive.kinds import is_container

@@ -14,7 +14,7 @@ from medclipsam.engine.archive.kinds import CONTAINERS, LISTS, is_container, is_
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits
 from medclipsam.engine.archive.listing import Folder
 from medclipsam.engine.archive.patterns import Patterns
-from medclipsam.engine.archive.reader import is_image
+from medclipsam.engine.archive.readers.reader import is_image
 from medclipsam.engine.archive.remote import open_remote
 from medclipsam.engine.archive.shards import is_pattern, open_shards
 from medclipsam.engine.archive.sieve import Sieve

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from medclipsam.engine.archive.blob import ReadAt
-from medclipsam.engine.archive.dicomfile import is_dicom
+from medclipsam.engine.archive.containers.blob import ReadAt
 from medclipsam.engine.archive.files import is_away, refuse_away
 from medclipsam.engine.archive.kinds import MAGIC_END
 from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.readers.dicom.file import is_dicom
 from medclipsam.engine.errors import ConfigError, InputError
 
 PAUSES = (0.5, 1.0, 2.0)  # seconds before each further attempt

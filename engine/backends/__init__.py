@@ -28,8 +28,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
+from medclipsam.engine.weights.bundle import Bundle
 
 BACKENDS = ("torch", "onnx", "onnx-tensorrt", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16")

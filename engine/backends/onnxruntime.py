@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from medclipsam.engine.backends import refuse_gradients
 from medclipsam.engine.backends.session import compute_stream, load_runtime, open_session
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import GRAPHS, graph_file
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.exports import GRAPHS, graph_file
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 FIRST = {"text": "T", "features": "B", "score": "R", "sam_encoder": "B", "sam_decoder": "K"}

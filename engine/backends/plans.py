@@ -34,11 +34,11 @@ from medclipsam.engine.backends.private import (
     write_private,
 )
 from medclipsam.engine.backends.shapes import Range
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.durable import remove_unfinished
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import find_export
 from medclipsam.engine.home import home
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.exports import find_export
 
 log = logging.getLogger(__name__)
 

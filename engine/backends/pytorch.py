@@ -18,8 +18,8 @@ from medclipsam.engine.backends.lastblock import (
     mean_patch_gradient,
     require_plain_vit,
 )
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError, ConfigError
+from medclipsam.engine.weights.bundle import Bundle
 
 TARGETS = ("norm1", "norm2")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

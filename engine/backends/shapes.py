@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
+from medclipsam.engine.weights.bundle import Bundle
 
 TEXTS = 8  # the most texts of one ``features`` call; more take several calls
 OUTPUTS = {

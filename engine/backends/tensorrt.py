@@ -27,9 +27,9 @@ from medclipsam.engine.backends.tensorrt_runtime import (
     open_logger,
     require_gpu,
 )
-from medclipsam.engine.bundle import Bundle
 from medclipsam.engine.errors import BackendError
-from medclipsam.engine.exports import GRAPHS, find_export
+from medclipsam.engine.weights.bundle import Bundle
+from medclipsam.engine.weights.exports import GRAPHS, find_export
 
 log = logging.getLogger(__name__)
 

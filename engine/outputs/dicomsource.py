@@ -14,8 +14,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, DS, TM
 
-from medclipsam.engine.archive.geometry import COSINES, read_planes
-from medclipsam.engine.archive.spacing import SAME
+from medclipsam.engine.archive.readers.dicom.geometry import COSINES, read_planes
+from medclipsam.engine.archive.readers.dicom.spacing import SAME
 from medclipsam.engine.errors import InputError
 
 IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")

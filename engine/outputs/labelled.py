@@ -138,7 +138,7 @@ def _crf(item: Labelled) -> Iterator[File]:
 
 
 def _overlay(item: Labelled) -> Iterator[File]:
-    from medclipsam.engine.figure import overlay
+    from medclipsam.engine.outputs.figure import overlay
 
     for label, mask in item.masks.items():
         best = int(mask.sum((1, 2)).argmax())

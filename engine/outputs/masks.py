@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
-from medclipsam.engine.archive.nifti import is_nifti, read_nifti_mask
-from medclipsam.engine.archive.raster import raster_kind, read_raster_mask
-from medclipsam.engine.archive.reader import read_file
+from medclipsam.engine.archive.readers.nifti import is_nifti, read_nifti_mask
+from medclipsam.engine.archive.readers.raster import raster_kind, read_raster_mask
+from medclipsam.engine.archive.readers.reader import read_file
 from medclipsam.engine.outputs.planes import encode_planes
 from medclipsam.engine.types import Grid
 

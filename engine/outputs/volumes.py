@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 
-from medclipsam.engine.archive.nifti import frames_to_voxels
+from medclipsam.engine.archive.readers.nifti import frames_to_voxels
 from medclipsam.engine.types import Grid
 
 # sform and qform codes: none, the scanner's coordinates, or made up.

@@ -1,0 +1,1 @@
+"""Files that hold files: tar, zip and what they need. Nothing is extracted to disk."""

@@ -1,0 +1,1 @@
+"""DICOM: its pixels as they are displayed, and where they lie in space."""

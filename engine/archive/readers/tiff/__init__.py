@@ -1,0 +1,1 @@
+"""TIFF and BigTIFF, at the depth that is stored."""

@@ -1,0 +1,183 @@
+"""Options and error handling that commands share."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medclipsam.engine.cli.environment import is_flag
+from medclipsam.engine.errors import ConfigError, MedclipsamError
+
+
+def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One clear sentence instead of a traceback for everything raised on purpose."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return command(*args, **kwargs)
+        except ConfigError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            sys.exit(2)
+        except MedclipsamError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. Run the same command again to resume.", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Size(click.ParamType):
+    """A number of bytes or pixels, plain or with K, M, G or T for powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
+        size = int(float(match[1]) * 1024**power) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write it like 512M or 2G", param, ctx)
+        return size
+
+
+SIZE = Size()
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that opens an engine."""
+    options = [
+        click.option(
+            "--bundle", default="phantom", show_default=True, help="Bundle name or folder."
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["torch", "onnx", "onnx-tensorrt", "tensorrt"]),
+            default="torch",
+            show_default=True,
+            help="What runs the models; onnx after 'medclipsam export'.",
+        ),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all]."),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="TOML file of settings and, in its table prompts, of prompts.",
+        ),
+        click.option(
+            "--saliency",
+            type=click.Choice(["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]),
+            help="Saliency method [default: the bundle's].",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Arithmetic of the image towers [default: the bundle's].",
+        ),
+        click.option(
+            "--crf",
+            type=click.Choice(["numba", "pydensecrf"]),
+            help="Dense CRF: ours, or the published one [default: the bundle's].",
+        ),
+        click.option(
+            "--boxes",
+            type=click.Choice(["largest", "top-k", "all"]),
+            help="Components that become boxes [default: the bundle's].",
+        ),
+        click.option("--top-k", type=click.IntRange(1), help="How many boxes top-k keeps."),
+        click.option(
+            "--set",
+            "pairs",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any setting, such as crf.tau=1.2; may be repeated.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_engine(options: dict[str, Any]) -> Any:
+    """Open the engine that ``engine_options`` describe."""
+    from medclipsam.engine.engine import Engine
+
+    return Engine.open(
+        options["bundle"],
+        options["device"],
+        options["backend"],
+        settings=read_settings(options),
+        threads=options["threads"],
+    )
+
+
+def read_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What file, environment and flags set over the bundle's defaults, the last one winning."""
+    from medclipsam.engine.config import read_toml
+
+    file = read_toml(options["config"]) if options["config"] else {}
+    file.pop("prompts", None)
+    return _layered(file, *(_chosen(options, flags) for flags in (False, True)))
+
+
+def _chosen(options: dict[str, Any], flags: bool) -> dict[str, Any]:
+    """Settings that come from the command line, or else those from the environment."""
+    from medclipsam.engine.config import parse_settings
+
+    mine = {name: value for name, value in options.items() if is_flag(name) is flags}
+    named: dict[str, Any] = {
+        name: mine[name] for name in ("saliency", "precision", "crf") if mine.get(name)
+    }
+    boxes = {"select": mine.get("boxes"), "k": mine.get("top_k")}
+    if boxes := {name: value for name, value in boxes.items() if value is not None}:
+        named["boxes"] = boxes
+    return _layered(parse_settings(mine.get("pairs", ())), named)
+
+
+def _layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    from medclipsam.engine.config import merge
+
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merge(merged, layer)
+    return merged
+
+
+prompt_option = click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="TEXT, label=TEXT or label=TEXT|TEXT|… [default: those of --config].",
+)
+
+
+def choose_prompts(flags: tuple[str, ...], config: Path | None) -> Any:
+    """Prompts of the flags or, without any, of the table ``prompts`` in the settings file.
+
+    Raises:
+        ConfigError: neither names any.
+    """
+    from medclipsam.engine.config import read_toml
+    from medclipsam.engine.prompts import parse_prompts, prompts_from_table
+
+    table = read_toml(config).get("prompts") if config and not flags else None
+    return parse_prompts(flags) if table is None else prompts_from_table(table)

@@ -1,0 +1,1 @@
+"""Masks against true masks. Refuses to know models and runs."""

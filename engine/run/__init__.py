@@ -1,0 +1,1 @@
+"""Archive in, run folder out. Refuses to know how a mask comes about."""

@@ -1,0 +1,241 @@
+"""Frames through the models: one executor for the device, CPU threads beside it.
+
+The executor always takes the most downstream batch that is full, so that images finish
+early and memory stays bounded. A part of a batch is run, padded, only when nothing is on
+its way any more that could fill it. How frames were grouped does not change a byte:
+batches have one shape and rows do not see each other.
+
+Here is what every executor does; which steps there are and which comes next say
+``zero_shot_executor`` and ``unet_executor``.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import Event
+from typing import ClassVar
+
+import numpy as np
+
+from medclipsam.engine.backends.faults import refuse_broken
+from medclipsam.engine.errors import at_stage, stage_of
+from medclipsam.engine.run.hop import Hop
+from medclipsam.engine.run.inbox import Inbox
+from medclipsam.engine.run.meter import Meter
+from medclipsam.engine.run.work import Work
+from medclipsam.engine.types import Segment
+
+FULL_SCALE = 65535  # of saliency kept as uint16
+PATIENCE = 1.0  # seconds that a part of a batch waits for what is on its way
+
+Step = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Frame:
+    """One frame of an item between two stages."""
+
+    work: Work
+    index: int
+    saliency: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def rgb(self) -> np.ndarray:
+        assert self.work.image is not None
+        return self.work.image.frames[self.index]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an executor works with, whatever its models.
+
+    Attributes:
+        refiners: CPU threads for refine_mask.
+        inbox: where loaded items and refined frames arrive.
+        meter: where the time goes.
+        done: called with each item whose frames are all through, or that failed.
+        failed: called with an item, the stage and the exception that it is given up for.
+        passed: called with each stage that a frame has come through, right when it has.
+        keep_saliency: keep maps as uint16 in ``Work.saliency``.
+        keep_crf: keep ``Segment.crf_mask`` in ``Work.segments``.
+    """
+
+    refiners: Hop
+    inbox: Inbox
+    meter: Meter
+    done: Callable[[Work], None]
+    failed: Callable[[Work, str, Exception], None]
+    passed: Callable[[str], None]
+    keep_saliency: bool = False
+    keep_crf: bool = False
+
+
+class Executor(ABC):
+    """Runs every device stage, on the thread that calls ``run``."""
+
+    SAVER: ClassVar[str]  # what to lower where the device has too little memory
+
+    def __init__(self, around: Surroundings):
+        self.inbox, self.meter = around.inbox, around.meter
+        self.done, self.failed, self.passed = around.done, around.failed, around.passed
+        self.keep_saliency, self.keep_crf = around.keep_saliency, around.keep_crf
+        self._refiners = around.refiners
+        self._refining = 0  # frames with the CPU threads
+        self._loaded: deque[tuple[Work, int]] = deque()
+
+    @abstractmethod
+    def _next_step(self, moving: bool) -> Step | None:
+        """The scheduling policy; ``moving`` says that more may come which fills a batch."""
+
+    @property
+    @abstractmethod
+    def _queued(self) -> bool:
+        """Whether a frame waits for any step."""
+
+    @abstractmethod
+    def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
+        """All stages of one frame, one after the other."""
+
+    def run(self, stop: Event) -> None:
+        """Work until the inbox is closed and everything is done.
+
+        Once ``stop`` is set, what was not begun is dropped, and what is still being read or
+        listed is not waited for.
+        """
+        patient = True
+        while True:
+            closed, moving = self.inbox.look()
+            news = self.inbox.drain(block=False)
+            if stop.is_set():
+                self._drop_unbegun()
+                if not self._queued and not self._refining:
+                    return
+            step = self._next_step(moving > 0 and patient)
+            if step:
+                step()
+                patient = True
+            elif news:
+                continue  # what a message has begun was not in the count
+            elif closed and not moving and not self._queued:
+                return
+            else:
+                start = time.perf_counter()
+                queued = self._queued
+                patient = self.inbox.drain(block=True, timeout=PATIENCE if queued else None)
+                self.meter.rest(time.perf_counter() - start, queued)
+
+    def load(self, work: Work) -> None:
+        """Take an item that has been read; called by a message of the inbox."""
+        if work.error is not None or work.image is None:
+            self.done(work)
+            return
+        work.segments = [{} for _ in work.image.frames]
+        work.missing = len(work.segments)
+        self._loaded.append((work, 0))
+        self.meter.wait("encode_image", len(work.segments))
+
+    def _drop_unbegun(self) -> None:
+        kept = [(work, index) for work, index in self._loaded if index]
+        dropped = sum(work.missing for work, index in self._loaded if not index)
+        self._loaded = deque(kept)
+        if dropped:
+            self.meter.wait("encode_image", -dropped)
+
+    def _next_frame(self) -> tuple[Work, int] | None:
+        """The next frame that was loaded; None if its item was given up meanwhile."""
+        work, index = self._loaded[0]
+        if index + 1 < len(work.segments):
+            self._loaded[0] = (work, index + 1)
+        else:
+            self._loaded.popleft()
+        self.meter.wait("encode_image", -1)
+        if work.error is None:
+            return work, index
+        self._count_down(work)
+        return None
+
+    @contextmanager
+    def _at(self, stage: str, items: int = 1, whole: bool = True) -> Iterator[None]:
+        """Time a stage, and mark what it raises with its name.
+
+        Args:
+            whole: nothing of the stage comes afterwards, so that a frame has passed it.
+        """
+        with self.meter.work(stage, items), at_stage(stage):
+            yield
+        if whole:
+            self.passed(stage)
+
+    def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
+        """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
+
+        def task() -> Step:
+            try:
+                with at_stage("refine_mask"):
+                    then = refine()
+                self.passed("refine_mask")
+                return partial(self._refined, then)
+            except Exception as exc:
+                return partial(self._refined, partial(self._fail, frame.work, exc))
+
+        self._refining += 1
+        self._refiners.send(task)
+
+    def _refined(self, then: Step) -> None:
+        self._refining -= 1
+        then()
+
+    def _keep(self, frame: Frame, segments: dict[str, Segment]) -> None:
+        """A frame is through: keep what is delivered of it."""
+        if self.keep_saliency:
+            frame.work.saliency[frame.index] = frame.saliency
+        nothing = np.empty((0, 0), np.float32)
+        frame.work.segments[frame.index] = {
+            label: replace(
+                segment,
+                saliency=nothing,
+                crf_mask=segment.crf_mask if self.keep_crf else nothing > 0,
+            )
+            for label, segment in segments.items()
+        }
+        self._count_down(frame.work)
+
+    def _one_by_one(self, frames: Sequence[Frame], exc: Exception) -> None:
+        """Frames whose shared batch failed, each alone, to find the culprit."""
+        refuse_broken(exc, self.SAVER)
+        for frame in frames:
+            try:
+                segments = self._segment_alone(frame)
+            except Exception as own:
+                self._fail(frame.work, own)
+                continue
+            if self.keep_saliency:
+                frame.saliency = {name: quantise(s.saliency) for name, s in segments.items()}
+            self._keep(frame, segments)
+
+    def _fail(self, work: Work, exc: Exception) -> None:
+        """One frame of an item cannot be processed: the item is given up.
+
+        Raises:
+            MedclipsamError: it is no fault of the item.
+        """
+        refuse_broken(exc, self.SAVER)
+        if work.error is None:
+            self.failed(work, stage_of(exc), exc)
+        self._count_down(work)
+
+    def _count_down(self, work: Work) -> None:
+        work.missing -= 1
+        if work.missing == 0:
+            self.done(work)
+
+
+def quantise(saliency: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1] → uint16 over its full range."""
+    return np.rint(saliency * FULL_SCALE).astype(np.uint16)

@@ -1,0 +1,1 @@
+"""A task model in place of the method: one network that needs no prompt."""

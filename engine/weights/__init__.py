@@ -1,0 +1,1 @@
+"""Models on disk: bundles, their exports, downloads. Refuses to know images."""

@@ -1,0 +1,114 @@
+"""Runs one small archive over and over, each time with another I/O call failing.
+
+    LD_PRELOAD=faults.so python fault_run.py BUNDLE ARCHIVE FOLDER ERRNO FOREVER
+
+Says as JSON how many calls were failed and what was wrong. One process for all, because
+opening an engine takes seconds.
+"""
+
+import contextlib
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from medclipsam.engine.archive import Decoders, Limits
+from medclipsam.engine.engine import Engine
+from medclipsam.engine.errors import OutputError
+from medclipsam.engine.run import streaming
+from medclipsam.engine.run.ledger import Ledger
+from medclipsam.engine.run.runner import RunOptions
+
+PROMPTS = {"mass": "a mass"}
+MOST = 2000  # calls of one run; there are some hundred
+
+
+class Kept:
+    """Decoders that outlive a run which was stopped: starting one takes half a second."""
+
+    def __init__(self, decoders):
+        self.decode = decoders.decode
+
+    def close(self):
+        pass
+
+
+def state(out):
+    """Masks and other derived files by content, rows without their durations."""
+    files = {
+        str(p.relative_to(out)): p.read_bytes()
+        for name in ("masks", "labelmaps", "report/previews")
+        for p in sorted((out / name).rglob("*"))
+        if p.is_file()
+    }
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        rows = [{**vars(row), "seconds": 0} for row in ledger.outcomes()]
+    return files, rows
+
+
+def vouched(out, whole):
+    """What is wrong with the rows of a run that was stopped, if anything."""
+    if not (out / "ledger.sqlite").exists():
+        return None
+    try:
+        files, rows = state(out)
+    except OutputError as exc:  # the schema was not written yet
+        return None if "no such table" in str(exc) or "version 0" in str(exc) else str(exc)
+    for row in rows:
+        if row not in whole[1]:
+            return f"a row of its own: {row}"
+        if row["mask"] and files.get(row["mask"]) != whole[0][row["mask"]]:
+            return f"a row without its mask: {row['mask']}"
+    return None
+
+
+def main(bundle, archive, folder, number, forever):
+    shim = ctypes.CDLL(None)
+    torch.set_num_threads(1)
+    engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
+    decoders = Decoders(1, Limits())
+    streaming.Decoders = lambda *_: contextlib.nullcontext(Kept(decoders))
+    options = RunOptions(outputs=("labelmap",))
+    root = Path(folder)
+
+    def attempt(out):
+        engine.run(archive, PROMPTS, out, options)
+
+    attempt(root / "whole")
+    whole = state(root / "whole")
+    wrong, n = [], 0
+    while n < MOST:
+        n += 1
+        out = root / f"run{n}"
+        shim.fault_arm(str(out).encode(), n, number, forever)
+        failed = False
+        try:
+            attempt(out)
+        except OutputError:
+            failed = True
+        except BaseException as exc:
+            failed = True
+            wrong.append(f"call {n}: {type(exc).__name__}: {exc}")
+        calls = shim.fault_disarm()
+        if not failed and state(out) != whole:
+            wrong.append(f"call {n}: success was said, and it was none")
+        if failed and (out / "_SUCCESS").exists() and state(out) != whole:
+            wrong.append(f"call {n}: _SUCCESS vouches for what is not there")
+        if problem := vouched(out, whole):
+            wrong.append(f"call {n}: {problem}")
+        try:
+            attempt(out)
+            if state(out) != whole or not (out / "_SUCCESS").exists():
+                wrong.append(f"call {n}: resuming gave something else")
+        except BaseException as exc:
+            wrong.append(f"call {n}: not resumable: {type(exc).__name__}: {exc}")
+        if calls < n:
+            break
+    decoders.close()
+    print(json.dumps({"calls": n - 1, "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))

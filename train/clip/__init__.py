@@ -1,0 +1,1 @@
+"""Fine-tuning BiomedCLIP on pairs of image and caption."""

@@ -1,0 +1,1 @@
+"""Images with captions or masks: where they come from, decoded once."""

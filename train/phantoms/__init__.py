@@ -1,0 +1,1 @@
+"""Synthetic scans with true masks, and the bundle that is made of them."""

@@ -1,0 +1,1 @@
+"""Data sets of the paper: from a download to a table, one command each."""

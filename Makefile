@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed
 	$(BIN)/medclipsam demo
@@ -20,6 +20,12 @@ lint: .venv/developed
 	  ln -sfn ../../../$$f .venv/typing/medclipsam/$$f; done  # mypy cannot see editable mappings
 	MYPYPATH=.venv/typing $(BIN)/mypy
 
+docs: .venv/documented
+	mkdir -p .venv/sources/medclipsam
+	for f in engine export train benchmarks; do \
+	  ln -sfn ../../../$$f .venv/sources/medclipsam/$$f; done  # the API pages read sources by name
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv .venv
@@ -33,5 +39,9 @@ lint: .venv/developed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv/documented: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv demo site build dist *.egg-info

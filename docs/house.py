@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from drawing import draw
-from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("engine", "export", "train", "benchmarks")
@@ -56,23 +55,25 @@ def merge_ground(graph, inside):
     return {n: ts for n, ts in merged.items() if n not in ground} | {"ground": set()}, ground
 
 
+def sentence(room, inside):
+    """What a room or a flat file says of itself."""
+    places = (f"{inside}/{room}/__init__.py", f"{inside}/{room}.py", f"{room}/__init__.py")
+    path = next(ROOT / place for place in places if (ROOT / place).exists())
+    return ast.get_docstring(ast.parse(path.read_text("utf-8"))).split("\n\n")[0].replace("\n", " ")
+
+
 def drawing(match):
-    """The mark of a page → its drawing, and the same arrows in words."""
+    """The mark of a page → its drawing, and all arrows in a table."""
     inside = match[1]
     graph = arrows(inside, FOLDERS if inside == "engine" else (inside,))
     graph, ground = merge_ground(graph, inside)
-    lines = [f"**{n}** → {', '.join(sorted(ts))}" for n, ts in sorted(graph.items()) if ts]
-    words = "  \n    ".join([*lines, f"**ground** is {', '.join(sorted(ground))}"])
-    return f'{draw(graph, f"rooms of {inside}")}\n\n??? note "Every arrow"\n\n    {words}\n'
-
-
-def on_files(files, config):
-    """Adds pages that lie beside docs/, so that links to them are checked and lead somewhere."""
-    for path in [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.[mp][dn]*"))]:
-        name = path.relative_to(ROOT).as_posix()
-        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    lines = ['??? note "Every room, every arrow"', "", "| room | what it is | imports |", "|-|-|-|"]
+    for room, targets in sorted(graph.items()):
+        said = ", ".join(sorted(ground)) if room == "ground" else sentence(room, inside)
+        lines.append(f"| {room} | {said} | {', '.join(sorted(targets))} |")
+    return draw(graph, f"rooms of {inside}") + "\n\n" + "\n    ".join(lines) + "\n"
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Draws where a page asks for it; pages beside docs/ are reached without leaving it."""
-    return MARK.sub(drawing, markdown).replace("](../", "](")
+    """Draws where a page asks for it."""
+    return MARK.sub(drawing, markdown)

@@ -42,7 +42,7 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     from medclipsam.engine.report.report import write_report
     from medclipsam.engine.run.folder import LEDGER, identify
     from medclipsam.engine.run.ledger import Ledger
-    from medclipsam.engine.run.runner import report_facts, run
+    from medclipsam.engine.run.runner import describe_run, run
     from medclipsam.train.phantoms.archive import write_phantom_archive
 
     engine = open_engine(options)
@@ -55,7 +55,7 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
         summary = run(engine, archive, table, folder, observer=progress.update)
     result = evaluate(folder, written.truth)
     Console().print(to_table(result))
-    facts = report_facts(engine, archive, table, summary)
+    facts = describe_run(engine, archive, table, summary)
     with Ledger(folder / LEDGER) as ledger:
         scores = to_json(result)
         write_report(folder, ledger.outcomes(), facts, scores, identify(folder))

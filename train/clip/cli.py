@@ -100,7 +100,8 @@ def clip(
     from medclipsam.engine.weights.bundle import open_bundle
     from medclipsam.train.clip.fit import ClipTraining
     from medclipsam.train.clip.run import refuse_foreign, train_clip
-    from medclipsam.train.pairs.pairs import Problems, read_pairs
+    from medclipsam.train.pairs.pairs import read_pairs
+    from medclipsam.train.problems import Problems
     from medclipsam.train.ranks import open_ranks
 
     names = {field.name for field in fields(ClipTraining)}

@@ -9,16 +9,16 @@ draw at random, such as dropout, is the same both times. The result is that of o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medclipsam.train.ranks import Ranks
+from medclipsam.train.schedule import Autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def add_gradients(

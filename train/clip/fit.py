@@ -7,7 +7,6 @@ Everything random in a step is drawn from (seed, step, rank), and the order of a
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
@@ -27,8 +26,8 @@ from medclipsam.train.clip.lora import add_low_rank
 from medclipsam.train.losses import LOSSES, contrast
 from medclipsam.train.pairs.prepared import Prepared
 from medclipsam.train.ranks import Ranks
+from medclipsam.train.schedule import make_autocast, warmup_cosine
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAVE_EVERY = 200  # steps between checkpoints within an epoch
 
 
@@ -140,6 +139,7 @@ class ClipTrainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step, training.warmup, self.steps)
         )
+        self._autocast = make_autocast(device, training.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         average = get_ema_multi_avg_fn(training.ema) if training.ema else None
         self.average = AveragedModel(self.model, multi_avg_fn=average) if average else None
@@ -223,12 +223,6 @@ class ClipTrainer:
         tokens = tokens[:, : int((tokens != 0).sum(1).max())]
         return normalise_rgb(rgb, self.clip.mean, self.clip.std), tokens.to(self.ranks.device)
 
-    def _autocast(self) -> Any:
-        precision = self.training.precision
-        if precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, DTYPES[precision])
-
     def state(self) -> dict[str, Any]:
         """All that later steps depend on."""
         return {
@@ -282,10 +276,3 @@ def _make_optimizer(model: nn.Module, training: ClipTraining) -> torch.optim.Ada
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
-
-
-def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Factor of the learning rate: linear rise, then a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -39,8 +39,9 @@ from medclipsam.engine.weights.models import Clip, build_clip
 from medclipsam.train.checkpoint import Checkpoints, hold
 from medclipsam.train.clip.fit import ClipTrainer, ClipTraining
 from medclipsam.train.clip.lora import merge_low_rank
-from medclipsam.train.pairs.pairs import PairList, Problems
+from medclipsam.train.pairs.pairs import PairList
 from medclipsam.train.pairs.prepared import Prepared, prepare
+from medclipsam.train.problems import Problems
 from medclipsam.train.ranking import rank_partners
 from medclipsam.train.ranks import Ranks
 

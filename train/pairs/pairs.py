@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,9 +17,7 @@ from medclipsam.engine.archive import Decoders, Entry
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.pairs.captions import LEAST, clean_caption
 from medclipsam.train.pairs.sources import Raw, open_source
-
-OnError = Literal["fail", "skip"]
-SHOWN = 20  # problems of a kind that are named one by one
+from medclipsam.train.problems import OnError, Problems
 
 
 @dataclass(frozen=True)
@@ -43,40 +40,6 @@ class Pair:
     def image(self) -> str:
         """The image's id within its source."""
         return self.entry.ref.id
-
-
-@dataclass
-class Problems:
-    """What is wrong with data: the first is fatal, or all are named and counted.
-
-    Attributes:
-        fatal: whether the first ends it.
-        log: takes a line for each of the first of a kind.
-        counts: how often, by kind.
-    """
-
-    fatal: bool
-    log: Callable[[str], None]
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, kind: str, where: str, what: str) -> None:
-        """Take note of one.
-
-        Raises:
-            ConfigError: if the first is to be fatal.
-        """
-        if self.fatal:
-            raise ConfigError(f"{where}: {what} ({kind}); mend it, or leave such rows out with "
-                              "--on-error skip")  # fmt: skip
-        self.note(kind, where, what)
-
-    def note(self, kind: str, where: str, what: str) -> None:
-        """Name and count what is left out and never fatal."""
-        self.counts[kind] += 1
-        if self.counts[kind] <= SHOWN:
-            self.log(f"left out, {kind}: {where}: {what}")
-        elif self.counts[kind] == SHOWN + 1:
-            self.log(f"left out, {kind}: further ones are counted, not named")
 
 
 @dataclass(frozen=True)

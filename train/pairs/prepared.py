@@ -8,9 +8,7 @@ FOLDER/data.json     what it was made of; written last
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,14 @@ import cv2
 import numpy as np
 
 from medclipsam.engine.archive import Decoders
+from medclipsam.engine.config import FitMode
 from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import ConfigError, InputError, OutputError
-from medclipsam.engine.fit import FitMode, fit_image, make_fit
+from medclipsam.engine.fit import fit_image, make_fit
 from medclipsam.engine.outputs import read_mask
-from medclipsam.train.pairs.pairs import Pair, PairList, Problems, load_image
+from medclipsam.train.ahead import work_ahead
+from medclipsam.train.pairs.pairs import Pair, PairList, load_image
+from medclipsam.train.problems import Problems
 
 IMAGES, MASKS, FACTS = "images.npy", "masks.npy", "data.json"
 Squares = tuple[np.ndarray, np.ndarray | None]
@@ -156,14 +157,4 @@ def _squares(
         square[rows, place.left : place.left + place.inner_width] = inner > 0.5
         return fit_image(rgb, place), square
 
-    waiting: deque[Future[Squares | InputError]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for pair in pairs:
-                waiting.append(pool.submit(one, pair))
-                if len(waiting) > 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    return work_ahead(one, pairs, threads, 4 * threads)

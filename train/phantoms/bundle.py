@@ -38,10 +38,11 @@ from medclipsam.engine.weights.models import (
 )
 from medclipsam.train.clip.fit import ClipTraining
 from medclipsam.train.clip.run import BUNDLE, train_clip
-from medclipsam.train.pairs.pairs import Problems, read_pairs
+from medclipsam.train.pairs.pairs import read_pairs
 from medclipsam.train.phantoms.calibration import calibrate_confidence, calibrate_presence
 from medclipsam.train.phantoms.pairs import IMAGES, MASKS, TABLE, write_phantom_pairs
 from medclipsam.train.phantoms.phantoms import NULL_PROMPTS
+from medclipsam.train.problems import Problems
 from medclipsam.train.ranks import Ranks
 from medclipsam.train.sam.bundle import fine_tune_sam
 from medclipsam.train.sam.settings import SamTraining

@@ -14,8 +14,9 @@ import numpy as np
 
 from medclipsam.engine.archive import Decoders
 from medclipsam.engine.errors import ConfigError
-from medclipsam.train.pairs.pairs import Pair, PairList, Problems, load_image, read_pairs
+from medclipsam.train.pairs.pairs import Pair, PairList, load_image, read_pairs
 from medclipsam.train.patients import join_groups
+from medclipsam.train.problems import Problems
 from medclipsam.train.recipes.job import Job, Result, write_table
 from medclipsam.train.recipes.layout import Problem
 from medclipsam.train.recipes.recipe import PairTable, Recipe

@@ -28,7 +28,7 @@ from medclipsam.train.recipes.record import build
 from medclipsam.train.recipes.view import View, claim, limited, write_view
 
 if TYPE_CHECKING:
-    from medclipsam.engine.run.labeller import Labeller
+    from medclipsam.engine.run.executor import Method
     from medclipsam.engine.unet.model import UnetConfig
     from medclipsam.train.recipes.recipe import Recipe
     from medclipsam.train.unet.fit import UnetTraining
@@ -165,7 +165,7 @@ class Segmentation:
 
     def _label(
         self,
-        labeller: Labeller,
+        labeller: Method,
         images: Path,
         prompts: Prompts,
         out: Path,

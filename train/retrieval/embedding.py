@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from medclipsam.engine.config import FitMode
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError, InputError
-from medclipsam.engine.fit import FitMode, fit_image, make_fit
+from medclipsam.engine.fit import fit_image, make_fit
+from medclipsam.train.ahead import work_ahead
 
 if TYPE_CHECKING:
     from medclipsam.train.pairs.pairs import Pair
@@ -97,17 +97,7 @@ class Embedder:
     ) -> Iterator[tuple[str, np.ndarray | InputError]]:
         """(digest, uint8 (S, S, 3) or what is wrong) of each image, in order, read ahead."""
         ahead = self.encoder.rows + 2 * self.threads
-        waiting: deque[Future[tuple[str, np.ndarray | InputError]]] = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for pair in pairs:
-                    waiting.append(pool.submit(self._square, pair, load))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return work_ahead(lambda pair: self._square(pair, load), pairs, self.threads, ahead)
 
     def _square(self, pair: Pair, load: Load) -> tuple[str, np.ndarray | InputError]:
         try:

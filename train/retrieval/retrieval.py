@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.evaluation.interval import Interval
+from medclipsam.train.problems import OnError
 from medclipsam.train.ranking import Ranking, rank_partners
 from medclipsam.train.retrieval.embedding import Embedder, Load, Rows
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 TOPS = (1, 2, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
-
-OnError = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True)

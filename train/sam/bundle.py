@@ -26,8 +26,8 @@ from medclipsam.engine.weights.bundle import (
 )
 from medclipsam.engine.weights.models import build_sam, load_weights
 from medclipsam.train.checkpoint import hold
-from medclipsam.train.pairs.pairs import OnError, Problems
 from medclipsam.train.patients import PatientRule
+from medclipsam.train.problems import OnError, Problems
 from medclipsam.train.sam.cases import list_cases
 from medclipsam.train.sam.data import SamSamples, gather_samples
 from medclipsam.train.sam.fit import CPU, split_samples, train_sam

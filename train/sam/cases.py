@@ -13,7 +13,7 @@ from pathlib import Path
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.evaluation.pairing import Files, files_by_label, match_files, walk_files
 from medclipsam.engine.types import ItemRef
-from medclipsam.train.pairs.pairs import Problems
+from medclipsam.train.problems import Problems
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ bounded by the disk, not by memory.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,15 +16,16 @@ import cv2
 import numpy as np
 
 from medclipsam.engine.archive import Decoders, Entry
-from medclipsam.engine.boxes import BoxConfig
+from medclipsam.engine.config import BoxConfig
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.outputs import read_mask
 from medclipsam.engine.segment import inner_size, resize_image
 from medclipsam.engine.weights.models import SamConfig
-from medclipsam.train.pairs.pairs import Problems
+from medclipsam.train.ahead import work_ahead
 from medclipsam.train.patients import PatientRule, join_groups
+from medclipsam.train.problems import Problems
 from medclipsam.train.sam.cases import Case
-from medclipsam.train.unet.data import Spool
+from medclipsam.train.spool import Spool
 
 AHEAD = 1  # cases read ahead, for each thread; a volume of one may take a gigabyte
 
@@ -101,7 +100,8 @@ def gather_samples(
     owners: list[tuple[str, str]] = []
     with Decoders(threads) as decoders:
         work = partial(_read_case, decoders, config, components, rule)
-        for case, read in _in_order(work, cases, threads):
+        reads = work_ahead(work, cases, threads, AHEAD * threads)
+        for case, read in zip(cases, reads, strict=True):
             for kind, what in read.problems:
                 problems.add(kind, case.item.id, what)
             for kind, what in read.notes:
@@ -138,24 +138,6 @@ class _Read:
     notes: list[tuple[str, str]]
     patient: str = ""
     digest: str = ""
-
-
-def _in_order(
-    work: Callable[[Case], _Read], cases: Sequence[Case], threads: int
-) -> Iterator[tuple[Case, _Read]]:
-    """Cases and what became of them, in their order, read ahead by a few."""
-    waiting: deque[tuple[Case, Future[_Read]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for case in cases:
-                waiting.append((case, pool.submit(work, case)))
-                if len(waiting) > AHEAD * threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_case(

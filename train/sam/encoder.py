@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,23 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medclipsam.engine.backends.pytorch import DTYPES, encode_image
+from medclipsam.engine.backends.pytorch import encode_image
 from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import OutputError
 from medclipsam.train.sam.data import SamSamples
+from medclipsam.train.schedule import Autocast
 
 EMBEDDINGS, FACTS = "embeddings.bin", "embeddings.json"
 SAVED_EVERY = 64  # rows between two syncs
 SPOKEN_EVERY = 500  # rows between two lines of progress
-
-Autocast = Callable[[], AbstractContextManager[Any]]
-
-
-def make_autocast(device: torch.device, precision: str) -> Autocast:
-    """Makes a context in which the encoder computes in ``precision``; the decoder never does."""
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, DTYPES[precision])
 
 
 def to_input(

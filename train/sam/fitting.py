@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from medclipsam.engine.backends.pytorch import decode_boxes, encode_image
 from medclipsam.engine.errors import ConfigError
-from medclipsam.train.clip.fit import warmup_cosine
 from medclipsam.train.sam.boxes import jitter_boxes, tight_boxes
 from medclipsam.train.sam.data import SamSamples
-from medclipsam.train.sam.encoder import inside_image, make_autocast, to_input
+from medclipsam.train.sam.encoder import inside_image, to_input
 from medclipsam.train.sam.loss import hard_dice, mask_loss
 from medclipsam.train.sam.settings import SamTraining
+from medclipsam.train.schedule import make_autocast, warmup_cosine
 
 ORDER, DRAWS, JUDGING = 1, 2, 3  # streams of random numbers
 

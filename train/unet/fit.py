@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.unet.model import UnetConfig, build_unet
-from medclipsam.train.clip.fit import warmup_cosine
+from medclipsam.train.schedule import warmup_cosine
 from medclipsam.train.unet.augmentation import Augmentation, augment
 from medclipsam.train.unet.data import TaskData
 from medclipsam.train.unet.loss import pair_weights, task_loss

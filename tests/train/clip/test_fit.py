@@ -22,14 +22,16 @@ from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import CLIP_FOLDER, WEIGHTS, open_bundle
 from medclipsam.train.clip import fit as clip_module
-from medclipsam.train.clip.fit import ClipTrainer, ClipTraining, warmup_cosine
+from medclipsam.train.clip.fit import ClipTrainer, ClipTraining
 from medclipsam.train.clip.lora import add_low_rank, merge_low_rank
 from medclipsam.train.clip.run import Silent, train_clip
-from medclipsam.train.pairs.pairs import Problems, read_pairs
+from medclipsam.train.pairs.pairs import read_pairs
 from medclipsam.train.pairs.prepared import Prepared
 from medclipsam.train.phantoms.pairs import write_phantom_pairs
 from medclipsam.train.phantoms.phantoms import make_phantom
+from medclipsam.train.problems import Problems
 from medclipsam.train.ranks import Ranks
+from medclipsam.train.schedule import warmup_cosine
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SHORT = ClipTraining(

@@ -11,8 +11,9 @@ from medclipsam.engine.archive import Decoders
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.tables import read_table
 from medclipsam.train.pairs.captions import clean_caption
-from medclipsam.train.pairs.pairs import SHOWN, Problems, load_image, read_pairs
+from medclipsam.train.pairs.pairs import load_image, read_pairs
 from medclipsam.train.pairs.prepared import prepare
+from medclipsam.train.problems import SHOWN, Problems
 
 CAPTION = "breast ultrasound showing a mass in the upper left"
 

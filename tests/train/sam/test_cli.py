@@ -19,9 +19,9 @@ from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import open_bundle
 from medclipsam.train.checkpoint import hold
-from medclipsam.train.pairs.pairs import Problems
 from medclipsam.train.phantoms.archive import encode_dicom
 from medclipsam.train.phantoms.phantoms import PROMPTS, make_phantom
+from medclipsam.train.problems import Problems
 from medclipsam.train.sam.cases import list_cases
 from medclipsam.train.sam.data import gather_samples
 

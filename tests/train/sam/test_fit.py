@@ -20,10 +20,11 @@ from medclipsam.train.sam.data import (
     prepare_image,
     square_samples,
 )
-from medclipsam.train.sam.encoder import embed_images, inside_image, make_autocast, to_input
+from medclipsam.train.sam.encoder import embed_images, inside_image, to_input
 from medclipsam.train.sam.fit import SamTraining, split_samples, train_sam
 from medclipsam.train.sam.fitting import Fitting
 from medclipsam.train.sam.loss import hard_dice, mask_loss
+from medclipsam.train.schedule import make_autocast
 
 CPU = torch.device("cpu")
 TINY = SamConfig(

@@ -51,8 +51,7 @@ def write_phantom_archive(folder: Path, per_modality: int = 8) -> PhantomArchive
             name = f"{modality}/patient {n // 2 + 1}/scan {n + 1}{SUFFIX[form]}"
             grid = _write_scan(written.archive / name, phantom, form, inverted=n % 8 > 3)
             for target in (first, second):
-                mask = phantom.masks.get(target, np.zeros(phantom.pixels.shape, bool))
-                suffix, data = encode_mask(mask[None], grid)
+                suffix, data = encode_mask(phantom.mask(target)[None], grid)
                 stem = name.removesuffix(SUFFIX[form])
                 write_durable(written.truth / target / (stem + suffix), data)
                 rows.append((name, target, PROMPTS[target]))
@@ -72,8 +71,7 @@ def _first_png(archive: Path) -> Path:
 
 def _write_scan(path: Path, phantom: Phantom, form: str, inverted: bool) -> Grid:
     if form == "png":
-        pixels = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-        write_durable(path, cv2.imencode(".png", pixels)[1].tobytes())
+        write_durable(path, cv2.imencode(".png", phantom.grey)[1].tobytes())
         return Grid("raster")
     deep = (phantom.pixels * 4095 + 0.5).astype(np.uint16)
     if form == "png16":

@@ -49,7 +49,7 @@ def _write(seed: int, folder: Path) -> tuple[str, str]:
     """Name and caption of one phantom."""
     phantom = make_phantom(seed)
     name = f"{seed:07d}.png"
-    _save(folder / IMAGES / name, (phantom.pixels * 255 + 0.5).astype(np.uint8))
+    _save(folder / IMAGES / name, phantom.grey)
     union = np.zeros(phantom.pixels.shape, bool)
     for target, mask in phantom.masks.items():
         union |= mask

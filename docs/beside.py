@@ -17,4 +17,6 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """In a repository they are reached by leaving docs/, in the site they are not."""
+    if page.file.src_uri.startswith(("CHANGELOG", "benchmarks")):
+        page.meta["search"] = {"boost": 0.1}  # found behind the pages that explain them
     return markdown.replace("](../", "](")

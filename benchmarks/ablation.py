@@ -138,7 +138,7 @@ class Rows:
                 return torch.lerp(fill, self.image, keep[start:stop, None])
 
             probe = Probe(self.embedding, len(keep), make, lambda rows: rows)
-            self.banks[key] = next(run_probes(self.model, [probe]))[1]
+            self.banks[key] = next(run_probes(self.model, [probe]))
         return self.banks[key]
 
     def contrasts(self, against: str) -> Tensor:
@@ -208,7 +208,7 @@ def variants(bundle: Bundle) -> dict[str, Variant]:
 def _asking(encoder: ClipEncoder, probe: Callable[..., Probe], *settings: Any) -> Variant:
     def saliency(rows: Rows) -> Tensor:
         asked = probe(encoder, rows.image, rows.prompts, *settings)
-        return next(run_probes(encoder, [asked]))[1]
+        return next(run_probes(encoder, [asked]))
 
     return saliency
 
@@ -310,7 +310,7 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "results": results,
     }
-    write_durable(out / "ablation.json", (json.dumps(facts, indent=1) + "\n").encode())
+    write_durable(out / "data" / "ablation.json", (json.dumps(facts, indent=1) + "\n").encode())
     write_durable(out / "ablation.md", to_markdown(results, count).encode())
     click.echo(to_markdown(results, count))
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
+from medclipsam.engine.quality import confidence
 from medclipsam.train.phantoms.calibration import GOOD, ask_phantom
 from medclipsam.train.phantoms.phantoms import make_phantom
 
@@ -62,7 +63,7 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
     plain = replace(engine.config.confidence, scale=0.0)
     scores = {
         "confidence": np.array([segment.confidence for segment, _ in drawn]),
-        "uncalibrated": np.array([plain.of(vars(segment)) for segment, _ in drawn]),
+        "uncalibrated": np.array([confidence(vars(segment), plain) for segment, _ in drawn]),
         "predicted IoU": np.array([segment.predicted_iou for segment, _ in drawn]),
     }
     facts = {
@@ -74,7 +75,7 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
         "scores": {name: judge(score, good) for name, score in scores.items()},
     }
     click.echo(json.dumps(facts, indent=2))
-    write_durable(out / "confidence.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "confidence.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durable(out / "confidence.md", to_table(facts).encode())
 
 

@@ -277,7 +277,7 @@ def main(sides: str, iterations: str, exact: bool, out: Path) -> None:
         "boxes": [row for side in lengths for row in compare_boxes(side)],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_durable(out / "crf.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "crf.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durable(out / "crf.md", to_markdown(facts).encode())
     plot(rows, out / "crf.png")
     click.echo(to_markdown(facts))

@@ -171,7 +171,7 @@ def _shown(error: float | None) -> str:
 @click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
 def main(models: tuple[str, ...], out: Path) -> None:
     """Writes export.json and export.md; rows of models not asked for stay."""
-    path = out / "export.json"
+    path = out / "data" / "export.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     program = (
         "import sys; from medclipsam.benchmarks.export import measure_alone; "

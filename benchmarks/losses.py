@@ -177,7 +177,7 @@ def main(
         "to judge on. Means over seeds ± half a 95 % interval (Student's t).\n"
     )
     click.echo("\n".join(lines))
-    write_durable(out / "losses.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "losses.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durable(out / "losses.md", ("\n".join([head, *lines]) + "\n").encode())
 
 

@@ -100,7 +100,7 @@ def main(few: int, many: int, side: int, stall: float, threads: int, out: Path) 
         "stalled_over_few": round(peak["stalled"] / peak["few"], 4),
     }
     click.echo(json.dumps(facts))
-    write_durable(out / "memory.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "memory.json", (json.dumps(facts, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

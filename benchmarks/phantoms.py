@@ -28,7 +28,7 @@ import numpy as np
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation.metrics import dice, mean_interval
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.train.phantoms.bundle import HELD_OUT
 from medclipsam.train.phantoms.phantoms import (
     LESIONS,
@@ -47,7 +47,7 @@ class Case:
     """One phantom and what was found in it for both targets of its modality."""
 
     phantom: Phantom
-    segments: dict[str, Segment]
+    segments: dict[str, Segmentation]
 
 
 def draw(count: int, modality: str, first: int, present: str) -> Iterator[Phantom]:
@@ -60,7 +60,7 @@ def draw(count: int, modality: str, first: int, present: str) -> Iterator[Phanto
 
 
 def examine(engine: Engine, phantoms: Iterator[Phantom]) -> list[Case]:
-    """Segment each phantom for both targets of its modality."""
+    """Segmentation each phantom for both targets of its modality."""
     cases = []
     for phantom in phantoms:
         grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
@@ -212,7 +212,7 @@ def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) 
     }
     text = json.dumps(facts, indent=2) + "\n"
     tables = [to_markdown(results), differences_to_markdown(first, differences)]
-    write_durable(out / "phantoms.json", text.encode())
+    write_durable(out / "data" / "phantoms.json", text.encode())
     write_durable(out / "phantoms.md", "\n".join(tables).encode())
 
 

@@ -269,7 +269,7 @@ def main(threads: int, rows: int, bundle: str | None, out: Path, **settings: Any
     }
     click.echo(json.dumps(facts))
     measure(opened, facts)
-    write_durable(out / "saliency.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "saliency.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durable(out / "saliency.md", to_markdown(facts).encode())
     click.echo(to_markdown(facts))
     click.echo(json.dumps(facts))

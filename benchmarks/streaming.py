@@ -31,7 +31,7 @@ import numpy as np
 from medclipsam.engine.archive import Decoders, Entry, Limits, open_archive
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.pipeline import Found
+from medclipsam.engine.pipeline import Localization
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.runner import run
@@ -51,7 +51,7 @@ class Bench:
         self.entries: list[Entry] = list(open_archive(archive))
         self.works: list[Work] = []
         self.answers: list[tuple[np.ndarray, np.ndarray]] = []
-        self.found: list[list[Found]] = []
+        self.found: list[list[Localization]] = []
 
     def read(self, decoders: Decoders, pool: ThreadPoolExecutor) -> None:
         """read_image of all items, on threads."""
@@ -88,7 +88,9 @@ class Bench:
         )
         drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
         for work, group in zip(self.works, self.found, strict=True):
-            work.segments = [{f.label: pipeline.conclude(f, drawn.get(id(f))) for f in group}]
+            work.segments = [
+                {f.label: pipeline.to_segmentation(f, drawn.get(id(f))) for f in group}
+            ]
 
     def write(self, pool: ThreadPoolExecutor) -> None:
         """write_mask and commit of all items, on threads."""
@@ -237,7 +239,7 @@ def main(
         "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
         "results": results,
     }
-    write_durable(out / "streaming.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "streaming.json", (json.dumps(facts, indent=2) + "\n").encode())
     head = f"`{facts['command']}` on {facts['machine']}, torch {version('torch')}\n\n"
     tables = "\n".join(to_table(name, found) for name, found in results.items())
     write_durable(out / "streaming.md", (head + tables).encode())

@@ -85,7 +85,7 @@ def main(bundle: str, count: int, held_out: int, threads: int, out: Path) -> Non
         "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
         "results": results,
     }
-    write_durable(out / "tuning.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "data" / "tuning.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durable(out / "tuning.md", ("\n".join(lines) + "\n").encode())
 
 

@@ -132,7 +132,7 @@ def main(
         "results": {name: [asdict(row) for row in each.rows] for name, each in found.items()},
     }
     text = json.dumps(facts, indent=2).replace("NaN", "null")
-    write_durable(out / "weak.json", f"{text}\n".encode())
+    write_durable(out / "data" / "weak.json", f"{text}\n".encode())
     write_durable(out / "weak.md", ("\n".join(lines) + "\n").encode())
 
 

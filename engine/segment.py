@@ -22,13 +22,11 @@ class BoxMasks:
 
     Attributes:
         mask: bool (H, W), union over the boxes.
-        logits: float32 (K, g, g) low-resolution logits, one per box.
         predicted_iou: mean of SAM's own estimates, clipped to [0, 1].
         stability: mean IoU of the masks at logits above +1 and above −1.
     """
 
     mask: np.ndarray
-    logits: np.ndarray
     predicted_iou: float
     stability: float
 
@@ -108,13 +106,9 @@ class Segmenter:
         Returns:
             Per pair its masks, or None where it has no box.
         """
-        owners = [n for n, group in enumerate(boxes) for _ in range(len(group))]
-        if not owners:
+        if not any(map(len, boxes)):
             return [None] * len(boxes)
-        scaled = torch.cat(
-            [self._to_input(group, shape) for group, shape in zip(boxes, shapes, strict=True)]
-        )
-        logits, ious = self._decode([embeddings[n] for n in owners], scaled)
+        logits, ious = self.decode(embeddings, shapes, boxes)
         out: list[BoxMasks | None] = []
         start = 0
         for group, shape in zip(boxes, shapes, strict=True):
@@ -131,13 +125,28 @@ class Segmenter:
         factors = np.array([width / shape[1], height / shape[0]] * 2)
         return torch.from_numpy((boxes * factors).astype(np.float32))
 
-    def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self,
+        embeddings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int]],
+        boxes: Sequence[np.ndarray],
+    ) -> tuple[Tensor, Tensor]:
+        """What SAM's decoder says of all boxes, pair after pair; Args as ``segment``.
+
+        Returns:
+            float32 (N, g, g) low-resolution logits and float32 (N,) estimates of their IoU, for
+            N ≥ 1 boxes.
+        """
+        owners = [n for n, group in enumerate(boxes) for _ in range(len(group))]
+        scaled = torch.cat(
+            [self._to_input(group, shape) for group, shape in zip(boxes, shapes, strict=True)]
+        )
         logits, ious = [], []
-        for start in range(0, len(embeddings), self.boxes):
-            group = embeddings[start : start + self.boxes]
+        for start in range(0, len(owners), self.boxes):
+            group = [embeddings[n] for n in owners[start : start + self.boxes]]
             count = len(group)
             stacked = torch.stack(group + [group[0]] * (self.boxes - count))
-            wanted = boxes[start : start + count].to(self.device)
+            wanted = scaled[start : start + count].to(self.device)
             wanted = torch.cat([wanted, wanted[:1].expand(self.boxes - count, -1)])
             low, iou = self.decoder(stacked, wanted)
             logits.append(low[:count].float())
@@ -155,7 +164,6 @@ class Segmenter:
             union |= full > 0
         return BoxMasks(
             mask=union.cpu().numpy(),
-            logits=logits.cpu().numpy(),
             predicted_iou=float(ious.clamp(0, 1).mean()),
             stability=float(torch.stack(stabilities).mean()),
         )

@@ -19,14 +19,12 @@ class Budget:
         limit: bytes.
         used: bytes taken now. What a picture takes is known only once it is decoded, so
             ``correct`` may lift this above the limit; nobody is let in until it is below.
-        peak: the most that was ever taken.
     """
 
     def __init__(self, limit: int, stop: Event):
         self.limit = limit
         self.stop = stop
         self.used = 0
-        self.peak = 0
         self._changed = Condition()
 
     def take(self, amount: int, on_wait: Callable[[bool], None] = lambda waits: None) -> bool:
@@ -43,13 +41,13 @@ class Budget:
                 on_wait(False)
             if self.stop.is_set():
                 return False
-            self._add(amount)
+            self.used += amount
             return True
 
     def correct(self, before: int, after: int) -> None:
         """What was taken as ``before`` turned out to be ``after``; never waits."""
         with self._changed:
-            self._add(after - before)
+            self.used += after - before
             self._changed.notify_all()
 
     def give(self, amount: int) -> None:
@@ -58,7 +56,3 @@ class Budget:
 
     def _fits(self, amount: int) -> bool:
         return self.stop.is_set() or self.used == 0 or self.used + amount <= self.limit
-
-    def _add(self, amount: int) -> None:
-        self.used += amount
-        self.peak = max(self.peak, self.used)

@@ -1,30 +1,132 @@
 """Every setting of the engine, owned by one frozen record per concern.
 
 Precedence, strongest first: command-line flags, ``MEDCLIPSAM_*`` environment, a TOML
-file, the bundle's defaults, the defaults written here.
+file, the bundle's defaults, the defaults written here. Imports no stage: the command line
+reads its choices and defaults from here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from medclipsam.engine.backends import PRECISIONS
-from medclipsam.engine.boxes import BoxConfig
-from medclipsam.engine.crf import CrfConfig
+from pydantic import Field
+
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.fit import FitMode
-from medclipsam.engine.quality import ConfidenceConfig
-from medclipsam.engine.saliency import SaliencyConfig
+from medclipsam.engine.settings import (
+    Count,
+    MaybeReal,
+    Natural,
+    NotNegative,
+    Positive,
+    Real,
+    Share,
+    Texts,
+    Whole,
+    build,
+    settings,
+)
+
+Backend = Literal["torch", "onnx", "onnx-tensorrt", "tensorrt"]
+Precision = Literal["fp32", "bf16", "fp16"]
+FitMode = Literal["squash", "pad"]
+Geometry = Literal["warn", "strict"]
+SaliencyMethod = Literal["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]
+
+FORMATS = ("labelmap", "nifti", "dicom-seg", "saliency", "crf", "overlay")
+COLLECTIONS = ("coco", "nnunet")
+MEMORY = 1 << 30  # bytes that items in flight may hold
 
 CHOICES = {"saliency": "method", "crf": "solver", "boxes": "select"}
 
 
-@dataclass(frozen=True)
+@settings
+class SaliencyConfig:
+    """Which method, and how.
+
+    Attributes:
+        method: ``gscorecam`` (the paper), ``scorecam``, ``contrastcam`` (ours), ``gradcam``
+            (the paper's baseline) or ``m2ib`` (MedCLIP-SAMv2).
+        k: channels scored per prompt by gscorecam.
+        target: layer norm of the block whose tokens are the channels: ``norm1``, or
+            ``norm2`` as published, where at the last block all gradients of patch tokens
+            are exactly 0, so that the choice of channels ignores the prompt.
+        block: transformer block of the channels, counted from 0 or back from −1.
+        rows: masked images per forward batch.
+        blur: deviation of contrastcam's neutral fill, as a share of the input's side.
+        spot: deviation of contrastcam's spots in cells.
+        ridge: contrastcam's regularisation, relative to the mean row energy.
+        depth: share of the blocks below m2ib's bottleneck (published: 8 of 12).
+        beta: weight of m2ib's compression.
+        seed: of m2ib's noise.
+    """
+
+    method: SaliencyMethod = "gscorecam"
+    k: Count = 300
+    target: Literal["norm1", "norm2"] = "norm1"
+    block: Whole = -1
+    rows: Count = 64
+    blur: Positive = 0.125
+    spot: Positive = 1.0
+    ridge: Positive = 1.0
+    depth: Annotated[NotNegative, Field(lt=1)] = 2 / 3
+    beta: Positive = 0.1
+    seed: Natural = 0
+
+
+@settings
+class CrfConfig:
+    """Parameters of the dense CRF; the defaults are the published ones.
+
+    Attributes:
+        solver: ``numba`` (ours) or ``pydensecrf`` (the published one, for comparison).
+        gaussian_sxy: deviation of the smoothness kernel in pixels.
+        gaussian_compat: its weight; 0 leaves it out.
+        bilateral_sxy: spatial deviation of the appearance kernel in pixels.
+        bilateral_srgb: its colour deviation in levels of 0…255.
+        bilateral_compat: its weight; 0 leaves it out.
+        tau: temperature of the unary.
+        epsilon: added to probabilities before their logarithm.
+        iterations: mean-field iterations; 0 gives the unary's own marginal.
+        threshold: marginal above which a pixel is foreground.
+        max_side: larger images are worked on at this longest side, deviations scaled with
+            them, and the marginal is brought back; 0 never shrinks.
+    """
+
+    solver: Literal["numba", "pydensecrf"] = "numba"
+    gaussian_sxy: Positive = 3.0
+    gaussian_compat: NotNegative = 3.0
+    bilateral_sxy: Positive = 60.0
+    bilateral_srgb: Positive = 5.0
+    bilateral_compat: NotNegative = 5.0
+    tau: Positive = 1.05
+    epsilon: Annotated[Real, Field(ge=1e-30, lt=1)] = 1e-8
+    iterations: Natural = 1
+    threshold: Annotated[Positive, Field(lt=1)] = 0.5
+    max_side: Natural = 0
+
+
+@settings
+class BoxConfig:
+    """Which components become boxes.
+
+    Attributes:
+        select: ``largest``, ``top-k`` or ``all`` components.
+        k: how many ``top-k`` keeps.
+        min_area: components smaller than this share of the image are noise.
+        pad: how far each side moves outwards, as a share of the box's own side.
+    """
+
+    select: Literal["largest", "top-k", "all"] = "largest"
+    k: Count = 3
+    min_area: Annotated[NotNegative, Field(lt=1)] = 0.0005
+    pad: Share = 0.0
+
+
+@settings
 class SegmentConfig:
     """How SAM is fed.
 
@@ -33,16 +135,37 @@ class SegmentConfig:
         boxes: boxes per decoder call.
     """
 
-    batch: int = 4
-    boxes: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "boxes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"segment.{name} must be at least 1, got {getattr(self, name)}")
+    batch: Count = 4
+    boxes: Count = 16
 
 
-@dataclass(frozen=True)
+@settings
+class ConfidenceConfig:
+    """How figures of a mask become its confidence.
+
+    Calibrated (``scale`` above 0), it is a logistic model: the probability that the mask
+    reaches a DSC of 0.7 with the target, among images like those of the calibration,
+
+        σ(bias + Σ weight · x),
+
+    with x the logits of predicted IoU, stability and agreement and the contrast over
+    ``scale``. Uncalibrated, it is the geometric mean of predicted IoU, stability and
+    agreement: an order, not a probability.
+
+    Attributes:
+        bias, predicted_iou, stability, agreement, contrast: of the logistic model.
+        scale: the contrast that counts as one; 0 says that nothing was calibrated.
+    """
+
+    bias: Real = 0.0
+    predicted_iou: Real = 0.0
+    stability: Real = 0.0
+    agreement: Real = 0.0
+    contrast: Real = 0.0
+    scale: NotNegative = 0.0
+
+
+@settings
 class EngineConfig:
     """All settings that decide what masks look like.
 
@@ -61,18 +184,12 @@ class EngineConfig:
     boxes: BoxConfig = field(default_factory=BoxConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     fit: FitMode = "squash"
-    null_prompts: tuple[str, ...] = ()
-    presence: float | None = None
+    null_prompts: Texts = ()
+    presence: MaybeReal = None
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.fit not in ("squash", "pad"):
-            raise ConfigError(f"fit must be squash or pad, got {self.fit!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            )
         if self.presence is not None and not self.null_prompts:
             raise ConfigError("presence compares with null prompts; give null_prompts too")
         if self.saliency.method == "contrastcam" and not self.null_prompts:
@@ -91,7 +208,7 @@ def make_config(*layers: Mapping[str, Any]) -> EngineConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merge(merged, layer)
-    return _build(EngineConfig, merged, "")
+    return build(EngineConfig, merged)
 
 
 def merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -112,48 +229,6 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
             _merge(below, value)
         else:
             base[key] = value
-
-
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(
-            f"unknown setting {prefix}{unknown[0]}; known are "
-            + ", ".join(prefix + name for name in sorted(known))
-        )
-    built = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{name} is a group of settings, got {value!r}")
-            built[name] = _build(hint, value, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            built[name] = _convert(hint, value, prefix + name)
-    return kind(**built)
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """One value as its field wants it; texts from the command line are parsed."""
-    if hint == tuple[str, ...]:
-        parts = value.split("|") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
-            raise ConfigError(f"{name} is a list of texts, got {value!r}")
-        return tuple(parts)
-    wanted = float if hint == (float | None) else hint
-    if hint == (float | None) and value in (None, "none"):
-        return None
-    if wanted in (int, float):
-        try:
-            if isinstance(value, bool) or (wanted is int and float(value) != int(float(value))):
-                raise ValueError
-            return wanted(float(value))
-        except (TypeError, ValueError, OverflowError):
-            raise ConfigError(f"{name} is a number ({wanted.__name__}), got {value!r}") from None
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} is a text, got {value!r}")
-    return value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from medclipsam.engine.backends import open_device
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.pipeline import Pipeline
-from medclipsam.engine.prompts import PromptTable
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.prompts import PromptTable, cut_wording, make_prompts
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import Bundle, open_bundle
-from medclipsam.engine.wording import cut_wording
 
 if TYPE_CHECKING:
-    from medclipsam.engine.run.executor import Executor, Surroundings
+    from medclipsam.engine.run.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
 
 
@@ -76,7 +75,7 @@ class Engine:
 
     def segment(
         self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]]
-    ) -> dict[str, Segment]:
+    ) -> dict[str, Segmentation]:
         """Segment one image.
 
         Of a prompt beyond the model's context only the words that fit are used, and a warning
@@ -87,14 +86,14 @@ class Engine:
             prompts: label → text, or several wordings.
 
         Returns:
-            label → ``Segment``: ``.mask`` bool (H, W), ``.boxes``, ``.saliency``,
+            label → ``Segmentation``: ``.mask`` bool (H, W), ``.boxes``, ``.saliency``,
             ``.confidence``, ``.status``.
 
         Raises:
             ConfigError: not such an image, or prompts that the model cannot read or tell apart.
         """
         require_image(rgb)
-        wanted, said = cut_wording(self.bundle.clip.tokenizer, as_prompts(prompts))
+        wanted, said = cut_wording(self.bundle.clip.tokenizer, make_prompts(prompts))
         for words in said:
             warnings.warn(words, stacklevel=2)
         return self.pipeline.segment([rgb], [wanted])[0]
@@ -114,12 +113,12 @@ class Engine:
         from medclipsam.engine.archive import open_archive
         from medclipsam.engine.run.runner import run
 
-        wanted = prompts if isinstance(prompts, PromptTable) else as_prompts(prompts)
+        wanted = prompts if isinstance(prompts, PromptTable) else make_prompts(prompts)
         opened = open_archive(os.fspath(archive), avoid=Path(out))
         return run(self, opened, wanted, Path(out), options)
 
     def identity(self) -> dict[str, Any]:
-        """See ``Labeller``."""
+        """See ``Method``."""
         return {
             "config": asdict(self.config),
             "bundle": {"name": self.bundle.name, "digest": self.bundle.digest},
@@ -127,8 +126,8 @@ class Engine:
             "backend": self.backend,
         }
 
-    def facts(self) -> dict[str, object]:
-        """See ``Labeller``."""
+    def describe(self) -> dict[str, object]:
+        """See ``Method``."""
         return {
             "bundle": f"{self.bundle.name} ({self.bundle.digest[:12]})",
             "saliency": self.config.saliency.method,
@@ -136,7 +135,7 @@ class Engine:
         }
 
     def check_prompts(self, prompts: Prompts | PromptTable) -> None:
-        """See ``Labeller``; those of a table are encoded with their items."""
+        """See ``Method``; those of a table are encoded with their items."""
         if isinstance(prompts, Prompts):
             self.pipeline.check_prompts(prompts)
             self.pipeline.encode_prompts(prompts)
@@ -147,25 +146,11 @@ class Engine:
             except ConfigError as exc:
                 raise ConfigError(f"{prompts.source}, item {item!r}: {exc}") from exc
 
-    def open_executor(self, around: Surroundings) -> Executor:
-        """See ``Labeller``."""
+    def open_executor(self, context: ExecutorContext) -> Executor:
+        """See ``Method``."""
         from medclipsam.engine.run.zero_shot import ZeroShotExecutor
 
-        return ZeroShotExecutor(self.pipeline, around)
-
-
-def as_prompts(prompts: Mapping[str, str | Sequence[str]]) -> Prompts:
-    """A plain mapping → ``Prompts``.
-
-    Raises:
-        ConfigError: nothing in it, or an empty text.
-    """
-    texts = {
-        label: (text,) if isinstance(text, str) else tuple(text) for label, text in prompts.items()
-    }
-    if not texts or not all(group and all(map(str.strip, group)) for group in texts.values()):
-        raise ConfigError(f"prompts map each label to a text or several, got {dict(prompts)!r}")
-    return Prompts(texts)
+        return ZeroShotExecutor(self.pipeline, context)
 
 
 def require_image(rgb: np.ndarray) -> None:

@@ -9,13 +9,12 @@ over pixels the model never saw).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 from torch import Tensor
 
-FitMode = Literal["squash", "pad"]
+from medclipsam.engine.config import FitMode
 
 
 @dataclass(frozen=True)

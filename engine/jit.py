@@ -60,5 +60,5 @@ def private_cache() -> str:
 
 def is_private(folder: Path) -> bool:
     """Whether this user owns ``folder`` and neither group nor others can write to it."""
-    facts = folder.stat()
-    return facts.st_uid == os.geteuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    found = folder.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

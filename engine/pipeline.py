@@ -5,7 +5,7 @@ encode_image → compute_saliency → refine_mask → extract_boxes → segment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,33 +20,37 @@ from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import at_stage
 from medclipsam.engine.fit import Fit, fit_image, make_fit, unfit_map
-from medclipsam.engine.quality import agreement, border_contact
-from medclipsam.engine.saliency import Answer, Question, compute_saliency
+from medclipsam.engine.presence import EMPTY_MASK, find_absence
+from medclipsam.engine.prompts import check_wording
+from medclipsam.engine.quality import agreement, border_contact, confidence
+from medclipsam.engine.saliency import Answer, Probe, Question, open_probe, run_probes
 from medclipsam.engine.segment import BoxMasks, Segmenter
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import Bundle
-from medclipsam.engine.wording import check_wording
 
-Mapper = Callable[..., Iterable[Any]]
-
-ABSENT_REASONS = {
-    "not-in-image": "the image is closer to a null prompt or another prompt than to this one",
-    "no-saliency": "nothing in the image speaks for the prompt",
-    "no-component": "the refined saliency holds no component of the smallest area",
-    "empty-mask": "SAM drew nothing inside the boxes",
-}
+NO_BOXES = np.empty((0, 4), np.int32)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One (frame, prompt) on its way: what the stages before SAM have found."""
+class Localization:
+    """Where the stages before SAM see one prompt in one frame.
+
+    Attributes:
+        label: of the prompt.
+        contrast: see ``Segmentation``.
+        saliency: float32 (H, W) in [0, 1].
+        crf_mask: bool (H, W), the refined saliency.
+        boxes: int32 (K, 4) XYXY in pixels, which prompt SAM; none where it is absent.
+        absence: why it is absent, see ``medclipsam.engine.presence``, or empty.
+        crf: the filter that refined it, see ``DenseCrf.kind``.
+    """
 
     label: str
     contrast: float
     saliency: np.ndarray
     crf_mask: np.ndarray
     boxes: np.ndarray
-    reason: str
+    absence: str
     crf: str
 
 
@@ -93,33 +97,28 @@ class Pipeline:
         )
 
     def segment(
-        self,
-        frames: Sequence[np.ndarray],
-        prompts: Sequence[Prompts],
-        mapper: Mapper = map,
-    ) -> list[dict[str, Segment]]:
+        self, frames: Sequence[np.ndarray], prompts: Sequence[Prompts]
+    ) -> list[dict[str, Segmentation]]:
         """Segment frames, each with its own prompts.
 
         Args:
             frames: uint8 (H, W, 3), of any sizes.
             prompts: as many as frames.
-            mapper: ``map`` or a thread pool's; runs the CPU stages.
 
         Returns:
             Per frame, label → what was found.
         """
         answers = list(self.compute_saliency(zip(frames, prompts, strict=True)))
-        return self.draw(frames, prompts, answers, mapper)
+        return self.draw(frames, prompts, answers)
 
     def draw(
         self,
         frames: Sequence[np.ndarray],
         prompts: Sequence[Prompts],
         answers: Sequence[tuple[np.ndarray, np.ndarray]],
-        mapper: Mapper = map,
-    ) -> list[dict[str, Segment]]:
+    ) -> list[dict[str, Segmentation]]:
         """Everything after ``compute_saliency``, whose answers it takes; else as ``segment``."""
-        found = list(mapper(lambda *frame: list(self.refine(*frame)), frames, prompts, answers))
+        found = [list(self.refine(*frame)) for frame in zip(frames, prompts, answers, strict=True)]
         boxed = [n for n, group in enumerate(found) if any(len(f.boxes) for f in group)]
         embeddings = dict(
             zip(boxed, self.segmenter.encode_image([frames[n] for n in boxed]), strict=True)
@@ -131,7 +130,9 @@ class Pipeline:
             [f.boxes for _, f in chosen],
         )
         drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
-        return [{f.label: self.conclude(f, drawn.get(id(f))) for f in group} for group in found]
+        return [
+            {f.label: self.to_segmentation(f, drawn.get(id(f))) for f in group} for group in found
+        ]
 
     def check_prompts(self, prompts: Prompts) -> None:
         """Refuse prompts, and null prompts, that the model does not read as they are meant.
@@ -165,9 +166,12 @@ class Pipeline:
         In order, consumed lazily; masked images of all frames share batches of one shape,
         in which neighbours do not change a result.
         """
-        questions = (self.ask(rgb, wanted) for rgb, wanted in asked)
-        for answer in compute_saliency(self.encoder, questions, self.config.saliency):
-            yield to_numpy(answer)
+        probes = (self.open_probe(rgb, wanted) for rgb, wanted in asked)
+        return map(to_numpy, run_probes(self.encoder, probes))
+
+    def open_probe(self, rgb: np.ndarray, prompts: Prompts) -> Probe:
+        """Encode a frame; the probe finishes with its ``Answer``. Args and errors as ``ask``."""
+        return open_probe(self.encoder, self.ask(rgb, prompts), self.config.saliency)
 
     def ask(self, rgb: np.ndarray, prompts: Prompts) -> Question:
         """One frame and its prompts as the model takes them.
@@ -185,7 +189,7 @@ class Pipeline:
 
     def refine(
         self, rgb: np.ndarray, prompts: Prompts, answer: tuple[np.ndarray, np.ndarray]
-    ) -> Iterator[Found]:
+    ) -> Iterator[Localization]:
         """refine_mask and extract_boxes of one frame, prompt by prompt; runs on a CPU thread.
 
         Consumed lazily: a float map at source size is made when it is asked for.
@@ -193,27 +197,25 @@ class Pipeline:
         solver = DenseCrf(rgb, self.config.crf)
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
         for label, cells, contrast in zip(prompts.labels, *answer, strict=True):
-            yield self._find_boxes(solver, fit, label, cells, float(contrast))
+            yield self._localize(solver, fit, label, cells, float(contrast))
 
-    def _find_boxes(
+    def _localize(
         self, solver: DenseCrf, fit: Fit, label: str, cells: np.ndarray, contrast: float
-    ) -> Found:
+    ) -> Localization:
         saliency = np.clip(unfit_map(cells, fit), 0, 1)
-        empty = np.zeros(saliency.shape, bool)
-        none = np.empty((0, 4), np.int32)
-        if not saliency.any():
-            return Found(label, contrast, saliency, empty, none, "no-saliency", "none")
-        mask = solver.mask(saliency)
-        with at_stage("extract_boxes"):
-            boxes = select_boxes(mask, self.config.boxes)
-        reason = "" if len(boxes) else "no-component"
-        if self.config.presence is not None and contrast < self.config.presence:
-            boxes, reason = none, "not-in-image"
-        return Found(label, contrast, saliency, mask, boxes, reason, solver.kind)
+        mask, boxes, crf = np.zeros(saliency.shape, bool), NO_BOXES, "none"
+        if saliency.any():
+            mask, crf = solver.mask(saliency), solver.kind
+            with at_stage("extract_boxes"):
+                boxes = select_boxes(mask, self.config.boxes)
+        absence = find_absence(contrast, self.config.presence, saliency, boxes)
+        return Localization(
+            label, contrast, saliency, mask, NO_BOXES if absence else boxes, absence, crf
+        )
 
-    def conclude(self, found: Found, masks: BoxMasks | None) -> Segment:
+    def to_segmentation(self, found: Localization, masks: BoxMasks | None) -> Segmentation:
         """The end of one (frame, prompt); ``masks`` is None where it had no box."""
-        facts: dict[str, Any] = {
+        known: dict[str, Any] = {
             "boxes": found.boxes,
             "saliency": found.saliency,
             "crf_mask": found.crf_mask,
@@ -222,7 +224,7 @@ class Pipeline:
         }
         if masks is None or not masks.mask.any():
             nothing = np.zeros(found.crf_mask.shape, bool)
-            return Segment("absent", nothing, reason=found.reason or "empty-mask", **facts)
+            return Segmentation("absent", nothing, reason=found.absence or EMPTY_MASK, **known)
         figures = {
             "predicted_iou": masks.predicted_iou,
             "stability": masks.stability,
@@ -231,10 +233,10 @@ class Pipeline:
             "area_share": float(masks.mask.mean()),
             "border": border_contact(masks.mask),
         }
-        facts |= figures
-        return Segment("done", masks.mask, confidence=self.config.confidence.of(figures), **facts)
+        sure = confidence(figures, self.config.confidence)
+        return Segmentation("done", masks.mask, confidence=sure, **known | figures)
 
 
 def to_numpy(answer: Answer) -> tuple[np.ndarray, np.ndarray]:
     """Maps float32 (P, h, w) and contrasts (P,) of an answer."""
-    return answer.saliency.cpu().numpy(), answer.presence.cpu().numpy()
+    return answer.saliency.cpu().numpy(), answer.contrast.cpu().numpy()

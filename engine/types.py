@@ -14,6 +14,12 @@ import numpy as np
 
 Status = Literal["done", "absent", "quarantined"]
 
+# Figures of a mask that a run keeps: attributes of ``Segmentation``.
+FIGURES = (
+    *("confidence", "predicted_iou", "stability", "agreement"),
+    *("contrast", "area_share", "border"),
+)
+
 
 @dataclass(frozen=True, order=True)
 class ItemRef:
@@ -81,7 +87,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segmentation:
     """What one frame yields for one prompt.
 
     Attributes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.config import Precision
 
 
 @click.command()
@@ -14,7 +16,7 @@ from medclipsam.engine.cli.options import report_errors
 @click.option("--to", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
+    type=click.Choice(get_args(Precision)),
     default="fp32",
     show_default=True,
     help="Arithmetic of the image towers.",

@@ -17,7 +17,7 @@ from medclipsam.engine.backends import open_graph
 from medclipsam.engine.config import make_config
 from medclipsam.engine.evaluation.metrics import iou
 from medclipsam.engine.pipeline import Pipeline
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.engine.weights.exports import GRAPHS
 from medclipsam.export.layers import relative_error
@@ -203,7 +203,7 @@ def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def compare_segments(
-    parity: Parity, pairs: Sequence[tuple[Segment, Segment]], limits: Limits
+    parity: Parity, pairs: Sequence[tuple[Segmentation, Segmentation]], limits: Limits
 ) -> None:
     """Fill in figures of saliency and masks of (torch, exported), and what is beyond
     ``limits``."""

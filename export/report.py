@@ -14,12 +14,12 @@ from medclipsam.export.parity import LIMITS, Parity
 
 
 def write_report(
-    bundle: Bundle, backend: str, precision: str, facts: Mapping[str, Any], parity: Parity
+    bundle: Bundle, backend: str, precision: str, about: Mapping[str, Any], parity: Parity
 ) -> Path:
     """Write ``HOME/exports/BUNDLE-BACKEND-PRECISION.json``; returns its path.
 
     Args:
-        facts: what was exported, by what.
+        about: what was exported, by what.
 
     Raises:
         OutputError: it cannot be written.
@@ -27,7 +27,7 @@ def write_report(
     path = home() / "exports" / f"{bundle.name}-{backend}-{precision}.json"
     found = {
         "bundle": bundle.digest,
-        **facts,
+        **about,
         "limits": vars(LIMITS[precision]),
         "parity": parity.figures(),
         "failures": parity.failures,

@@ -5,6 +5,8 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import click
@@ -19,6 +21,34 @@ FORBIDDEN = {
     "export": {"train", "benchmarks"},
     "train": {"export", "benchmarks"},
 }
+# Rooms and flat files of each folder, from the top: nothing imports what stands above it.
+# ``docs/developers.md`` draws it.
+LAYERS = {
+    "engine": (
+        "cli",
+        "tuning unet",
+        "__init__",
+        "engine",
+        "run",
+        "pipeline evaluation report",
+        "saliency segment outputs",
+        "encoder archive",
+        "boxes crf fit quality",
+        "backends prompts",
+        "weights config tables presence",
+        "settings jit durable",
+        "home types errors",
+    ),
+    "train": (
+        "cli demo",
+        "recipes",
+        "phantoms",
+        "clip sam unet retrieval",
+        "pairs",
+        "*",  # flat files
+    ),
+}
+FILES, LINES = 18, 350  # the most of a folder, and of a file
 UNPICKLES = re.compile(r"(pickle|dill|joblib|shelve|marshal)\.(loads?|open|Unpickler)$")
 HEAVY = {"torch", "tensorrt", "ray", "monai", "onnxruntime", "transformers", "cv2", "numba"}
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -65,6 +95,93 @@ def test_imports_run_one_way(path):
     assert not [n for n in names if n.startswith(".")], f"{path} has relative imports"
     bare = [n for n in names if n.split(".")[0] in FOLDERS]
     assert not bare, f"{path} imports {bare} without medclipsam"
+
+
+def wanted(tree, always=True):
+    """Modules of this project that a file imports; without ``always`` only when it is loaded."""
+    hidden = (ast.FunctionDef, ast.AsyncFunctionDef) if not always else ()
+
+    def walk(node):
+        for child in ast.iter_child_nodes(node):
+            typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if isinstance(child, hidden) or typing:
+                continue
+            yield from imported(ast.Module([child], [])) if isinstance(child, ast.stmt) else ()
+            yield from walk(child)
+
+    names = {name for name in walk(tree) if name in MODULES}
+    return names - {n for n in names if any(other.startswith(f"{n}.") for other in names)}
+
+
+def place(folder, path):
+    """The room, or the flat file, that lies directly in ``folder``."""
+    return path.relative_to(folder).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_arrows_inside_a_folder_run_downwards(folder):
+    """Lazy imports count, too: only what types need may look upwards."""
+    level = {name: n for n, names in enumerate(LAYERS[folder]) for name in names.split()}
+    paths = {module_name(path): path for path in TREES if path.parts[0] == folder}
+    rooms = {place(folder, path) for path in paths.values()}
+    assert set(level) - {"*"} <= rooms
+    if "*" not in level:
+        assert rooms == set(level), "every room has its level"
+    wrong = []
+    for name, path in paths.items():
+        room = place(folder, path)
+        for other in wanted(TREES[path]) & paths.keys():
+            below = place(folder, paths[other])
+            high, low = level.get(room, level.get("*")), level.get(below, level.get("*"))
+            siblings = high == low and room != below and "*" not in (room, below)
+            if high > low or (siblings and room in level):
+                wrong.append(f"{name} imports {other}")
+    assert not wrong
+
+
+def test_no_two_files_import_each_other_when_they_are_loaded():
+    names = {module_name(path): path for path in TREES}
+    graph = {name: wanted(TREES[path], always=False) - {name} for name, path in names.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def kept_files():
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(line) for line in done.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_a_newcomer_overlooks_every_folder_and_every_file():
+    files = kept_files()
+    counts = Counter(path.parent for path in files)
+    assert not {str(folder): n for folder, n in counts.items() if n > FILES}
+    sources = [p for p in files if p.suffix in (".py", ".js", ".css", ".html", ".c")]
+    lines = {str(p): len((ROOT / p).read_text("utf-8").splitlines()) for p in sources}
+    assert not {name: n for name, n in lines.items() if n > LINES}
+
+
+def test_whatever_is_imported_first_gdcm_stays_out():
+    """GDCM must not enter the process that writes PNGs, see ``archive/readers/dicom/codecs``."""
+    names = [
+        module_name(path)
+        for path, tree in TREES.items()
+        if path.parts[0] == "engine" and "pydicom" in ast.unparse(tree)
+    ]
+    assert len(names) > 10
+    loaded = python(
+        "import importlib, os, sys\n"
+        f"for name in {names}:\n"
+        "    if not os.fork():\n"
+        "        importlib.import_module(name)\n"
+        "        if '_gdcm' in sys.modules: print(name, flush=True)\n"
+        "        os._exit(0)\n"
+        "    if os.wait()[1]: print(name, 'fails', flush=True)\n"
+    )
+    assert not loaded
 
 
 @pytest.mark.parametrize("name", MODULES)

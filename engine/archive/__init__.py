@@ -4,7 +4,7 @@ from medclipsam.engine.archive.archive import Archive
 from medclipsam.engine.archive.decoders.pool import Decoders
 from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.limits import Limits
-from medclipsam.engine.archive.readers.dicom.codecs import HAVE_GDCM
+from medclipsam.engine.archive.readers.dicom import HAVE_GDCM
 from medclipsam.engine.archive.readers.reader import Decoded, decode, read_image
 from medclipsam.engine.archive.source import open_archive
 

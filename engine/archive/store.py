@@ -64,12 +64,12 @@ class Store:
         """What a folder holds, by name."""
         own = folder.rstrip("/")
         found = []
-        for facts in _patiently(lambda: self._fs.ls(folder, detail=True)):
-            path = facts["name"].rstrip("/")
+        for entry in _patiently(lambda: self._fs.ls(folder, detail=True)):
+            path = entry["name"].rstrip("/")
             parent, _, name = path.rpartition("/")
             if name and parent == own:
-                is_folder = facts.get("type") == "directory"
-                found.append(Object(name, path, int(facts.get("size") or 0), is_folder))
+                is_folder = entry.get("type") == "directory"
+                found.append(Object(name, path, int(entry.get("size") or 0), is_folder))
         return sorted(found, key=lambda entry: entry.name)
 
     def size(self, path: str) -> int:

@@ -73,10 +73,10 @@ def read_private(path: Path) -> bytes:
     except OSError as exc:
         raise NotPrivate(f"{path.name} cannot be opened ({exc.strerror})") from exc
     with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             raise NotPrivate(f"{path.name} is not a plain file of this user")
-        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise NotPrivate(f"others may write to {path.name}")
         return file.read()
 

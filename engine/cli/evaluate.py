@@ -67,10 +67,10 @@ def evaluate(
     if table:
         scoretable.write_cases_csv(result, table)
     if as_json:
-        facts = scoretable.to_json(result)
+        document = scoretable.to_json(result)
         if paired:
-            facts["against"] = scoretable.comparison_to_json(paired)
-        click.echo(json.dumps(facts, indent=2))
+            document["against"] = scoretable.comparison_to_json(paired)
+        click.echo(json.dumps(document, indent=2))
         return
     Console().print(scoretable.to_table(result))
     if paired:

@@ -61,7 +61,9 @@ def verify(name: str) -> None:
     bundle = open_bundle(name)
     for model in (bundle.clip.model, bundle.sam):
         model.eval()
-    click.echo(f"{bundle.name}: {len(bundle.facts['files'])} files as described, both models load")
+    click.echo(
+        f"{bundle.name}: {len(bundle.description['files'])} files as described, both models load"
+    )
     if bundle.exports:
         import_module("medclipsam.export.verify").verify_exports(bundle, click.echo)
 

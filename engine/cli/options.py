@@ -8,11 +8,21 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 
 from medclipsam.engine.cli.environment import is_flag
+from medclipsam.engine.config import (
+    Backend,
+    BoxConfig,
+    CrfConfig,
+    Precision,
+    SaliencyConfig,
+    merge,
+    parse_settings,
+    read_toml,
+)
 from medclipsam.engine.errors import ConfigError, MedclipsamError
 
 
@@ -60,6 +70,11 @@ class Size(click.ParamType):
 SIZE = Size()
 
 
+def setting_choice(config: type, name: str) -> click.Choice:
+    """The values that a setting may have."""
+    return click.Choice(get_args(get_type_hints(config)[name]))
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that opens an engine."""
     options = [
@@ -71,7 +86,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--backend",
-            type=click.Choice(["torch", "onnx", "onnx-tensorrt", "tensorrt"]),
+            type=click.Choice(get_args(Backend)),
             default="torch",
             show_default=True,
             help="What runs the models; onnx after 'medclipsam export'.",
@@ -84,22 +99,22 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--saliency",
-            type=click.Choice(["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]),
+            type=setting_choice(SaliencyConfig, "method"),
             help="Saliency method [default: the bundle's].",
         ),
         click.option(
             "--precision",
-            type=click.Choice(["fp32", "bf16", "fp16"]),
+            type=click.Choice(get_args(Precision)),
             help="Arithmetic of the image towers [default: the bundle's].",
         ),
         click.option(
             "--crf",
-            type=click.Choice(["numba", "pydensecrf"]),
+            type=setting_choice(CrfConfig, "solver"),
             help="Dense CRF: ours, or the published one [default: the bundle's].",
         ),
         click.option(
             "--boxes",
-            type=click.Choice(["largest", "top-k", "all"]),
+            type=setting_choice(BoxConfig, "select"),
             help="Components that become boxes [default: the bundle's].",
         ),
         click.option("--top-k", type=click.IntRange(1), help="How many boxes top-k keeps."),
@@ -131,8 +146,6 @@ def open_engine(options: dict[str, Any]) -> Any:
 
 def read_settings(options: dict[str, Any]) -> dict[str, Any]:
     """What file, environment and flags set over the bundle's defaults, the last one winning."""
-    from medclipsam.engine.config import read_toml
-
     file = read_toml(options["config"]) if options["config"] else {}
     file.pop("prompts", None)
     return _layered(file, *(_chosen(options, flags) for flags in (False, True)))
@@ -140,8 +153,6 @@ def read_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _chosen(options: dict[str, Any], flags: bool) -> dict[str, Any]:
     """Settings that come from the command line, or else those from the environment."""
-    from medclipsam.engine.config import parse_settings
-
     mine = {name: value for name, value in options.items() if is_flag(name) is flags}
     named: dict[str, Any] = {
         name: mine[name] for name in ("saliency", "precision", "crf") if mine.get(name)
@@ -153,8 +164,6 @@ def _chosen(options: dict[str, Any], flags: bool) -> dict[str, Any]:
 
 
 def _layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    from medclipsam.engine.config import merge
-
     merged: dict[str, Any] = {}
     for layer in layers:
         merge(merged, layer)
@@ -176,8 +185,7 @@ def choose_prompts(flags: tuple[str, ...], config: Path | None) -> Any:
     Raises:
         ConfigError: neither names any.
     """
-    from medclipsam.engine.config import read_toml
-    from medclipsam.engine.prompts import parse_prompts, prompts_from_table
+    from medclipsam.engine.prompts import make_prompts, parse_prompts
 
     table = read_toml(config).get("prompts") if config and not flags else None
-    return parse_prompts(flags) if table is None else prompts_from_table(table)
+    return parse_prompts(flags) if table is None else make_prompts(table)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
 from medclipsam.engine.cli.run import archive_options, label_archive, run_options
+from medclipsam.engine.config import Precision
 from medclipsam.engine.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ from medclipsam.engine.errors import ConfigError
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
+    type=click.Choice(get_args(Precision)),
     default="fp32",
     show_default=True,
     help="Arithmetic of the network.",

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -20,17 +20,16 @@ from medclipsam.engine.cli.options import (
     report_errors,
 )
 from medclipsam.engine.cli.runs import print_collected
+from medclipsam.engine.config import COLLECTIONS, FORMATS, MEMORY, Geometry
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.run.progress import Progress, say, unheard
 
 if TYPE_CHECKING:
     from medclipsam.engine.archive import Archive
     from medclipsam.engine.prompts import PromptTable
-    from medclipsam.engine.run.labeller import Labeller
+    from medclipsam.engine.run.executor import Method
     from medclipsam.engine.run.runner import RunSummary
     from medclipsam.engine.types import Prompts
-
-OUTPUTS = ("labelmap", "nifti", "dicom-seg", "saliency", "crf", "overlay", "coco", "nnunet")
 
 
 def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +55,7 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--output",
             "outputs",
             multiple=True,
-            type=click.Choice(OUTPUTS),
+            type=click.Choice((*FORMATS, *COLLECTIONS)),
             help="What to write beside the masks; may be repeated.",
         ),
         click.option(
@@ -68,7 +67,7 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--geometry",
-            type=click.Choice(["warn", "strict"]),
+            type=click.Choice(get_args(Geometry)),
             default="warn",
             show_default=True,
             help="Items of unknown spacing or position: count them, or quarantine them.",
@@ -79,8 +78,8 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--memory",
             type=SIZE,
-            default="1G",
-            show_default=True,
+            default=MEMORY,
+            show_default="1G",
             help="Bytes that images in flight may hold, such as 512M.",
         ),
         click.option("--max-pixels", type=SIZE, help="Most pixels of one item, all frames [256M]."),
@@ -153,14 +152,14 @@ def run(
 
 
 def label_archive(
-    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, out: Path, options: Any
+    method: Method, archive: Archive, prompts: Prompts | PromptTable, out: Path, options: Any
 ) -> NoReturn:
     """Run to the end or until a signal, say how it went, and leave with the run's exit code."""
     from medclipsam.engine.cli.stopping import stop_on_signals
     from medclipsam.engine.run.runner import run as run_archive
 
     with Progress(archive) as progress, stop_on_signals(partial(say, err=True)) as stop:
-        summary = run_archive(labeller, archive, prompts, out, options, progress.update, stop)
+        summary = run_archive(method, archive, prompts, out, options, progress.update, stop)
     with unheard():
         print_summary(summary)
         if options.trace:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.config import COLLECTIONS
 from medclipsam.engine.errors import ConfigError
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -80,7 +81,7 @@ def retry(run: Path, reasons: tuple[str, ...]) -> None:
     "formats",
     multiple=True,
     required=True,
-    type=click.Choice(["coco", "nnunet"]),
+    type=click.Choice(COLLECTIONS),
     help="What to make; may be repeated.",
 )
 @click.option(

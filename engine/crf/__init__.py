@@ -7,62 +7,15 @@ The public side: settings, checks, reduced sizes, and the choice between our sol
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.config import CrfConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CrfConfig:
-    """Parameters of the dense CRF; the defaults are the published ones.
-
-    Attributes:
-        solver: ``numba`` (ours) or ``pydensecrf`` (the published one, for comparison).
-        gaussian_sxy: deviation of the smoothness kernel in pixels.
-        gaussian_compat: its weight; 0 leaves it out.
-        bilateral_sxy: spatial deviation of the appearance kernel in pixels.
-        bilateral_srgb: its colour deviation in levels of 0…255.
-        bilateral_compat: its weight; 0 leaves it out.
-        tau: temperature of the unary.
-        epsilon: added to probabilities before their logarithm.
-        iterations: mean-field iterations; 0 gives the unary's own marginal.
-        threshold: marginal above which a pixel is foreground.
-        max_side: larger images are worked on at this longest side, deviations scaled with
-            them, and the marginal is brought back; 0 never shrinks.
-    """
-
-    solver: Literal["numba", "pydensecrf"] = "numba"
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 60.0
-    bilateral_srgb: float = 5.0
-    bilateral_compat: float = 5.0
-    tau: float = 1.05
-    epsilon: float = 1e-8
-    iterations: int = 1
-    threshold: float = 0.5
-    max_side: int = 0
-
-    def __post_init__(self) -> None:
-        if self.solver not in ("numba", "pydensecrf"):
-            raise ConfigError(f"crf.solver must be numba or pydensecrf, got {self.solver!r}")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb", "tau"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"crf.{name} must be positive, got {getattr(self, name)}")
-        for name in ("gaussian_compat", "bilateral_compat", "iterations", "max_side"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"crf.{name} must not be negative, got {getattr(self, name)}")
-        if not 1e-30 <= self.epsilon < 1:
-            raise ConfigError(f"crf.epsilon must lie in [1e-30, 1), got {self.epsilon}")
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"crf.threshold must lie between 0 and 1, got {self.threshold}")
 
 
 class Solver(Protocol):

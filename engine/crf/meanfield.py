@@ -17,7 +17,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from medclipsam.engine.crf import CrfConfig
+from medclipsam.engine.config import CrfConfig
 from medclipsam.engine.crf.bilateral import BilateralGrid
 from medclipsam.engine.crf.gaussian import SpatialGaussian
 from medclipsam.engine.crf.permutohedral import PermutohedralLattice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medclipsam.engine.crf import CrfConfig
+from medclipsam.engine.config import CrfConfig
 from medclipsam.engine.errors import BackendError
 
 

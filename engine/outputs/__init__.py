@@ -1,8 +1,8 @@
 """What a run writes: masks first, and of them whatever other tools read."""
 
 from medclipsam.engine.outputs.cases import Case
-from medclipsam.engine.outputs.collection import COLLECTIONS, Collected, collect
-from medclipsam.engine.outputs.labelled import FORMATS, Labelled, encode_outputs
+from medclipsam.engine.outputs.collection import Collected, collect
+from medclipsam.engine.outputs.labelled import Labelled, encode_outputs
 from medclipsam.engine.outputs.labelmap import number_labels
 from medclipsam.engine.outputs.maps import read_map
 from medclipsam.engine.outputs.masks import encode_mask, read_mask
@@ -12,12 +12,11 @@ from medclipsam.engine.outputs.names import (
     label_folders,
     mask_path,
     output_path,
+    preview_path,
     safe_label,
 )
 
 __all__ = [
-    "COLLECTIONS",
-    "FORMATS",
     "MASK_SUFFIXES",
     "Case",
     "Collected",
@@ -30,6 +29,7 @@ __all__ = [
     "mask_path",
     "number_labels",
     "output_path",
+    "preview_path",
     "read_map",
     "read_mask",
     "safe_label",

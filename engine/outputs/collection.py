@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from medclipsam.engine.config import COLLECTIONS
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.outputs.cases import Case, read_masks, reason_against
 from medclipsam.engine.outputs.coco import NAME, CocoFile, open_coco
 from medclipsam.engine.outputs.nnunet import FOLDER, NnunetFolder, open_nnunet
-
-COLLECTIONS = ("coco", "nnunet")
 
 
 @dataclass(frozen=True)

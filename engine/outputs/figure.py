@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medclipsam.engine.types import Segment
+from medclipsam.engine.types import Segmentation
 
 Colour = tuple[int, int, int]
 
@@ -72,7 +72,7 @@ def preview(rgb: np.ndarray, mask: np.ndarray, boxes: np.ndarray, side: int = 38
 
 
 def inspection(
-    rgb: np.ndarray, segments: dict[str, Segment], prompts: dict[str, str]
+    rgb: np.ndarray, segments: dict[str, Segmentation], prompts: dict[str, str]
 ) -> np.ndarray:
     """Every stage in one figure: a row for each prompt, a column for each stage.
 
@@ -103,7 +103,9 @@ def inspection(
     return np.asarray(figure).copy()
 
 
-def _panels(rgb: np.ndarray, segment: Segment, width: int, height: int) -> Iterator[Image.Image]:
+def _panels(
+    rgb: np.ndarray, segment: Segmentation, width: int, height: int
+) -> Iterator[Image.Image]:
     """The five pictures of a row, each (height, width), in the order of ``COLUMNS``."""
     canvas, scale = _fit(rgb, width, height)
     size = canvas.shape[1], canvas.shape[0]
@@ -130,7 +132,7 @@ def _panel_size(rgb: np.ndarray) -> tuple[int, int]:
 
 
 def _caption(
-    draw: ImageDraw.ImageDraw, top: int, width: int, label: str, prompt: str, segment: Segment
+    draw: ImageDraw.ImageDraw, top: int, width: int, label: str, prompt: str, segment: Segmentation
 ) -> None:
     """Two lines: label, status and prompt; then the figures."""
     status = segment.status + (f": {segment.reason}" if segment.reason else "")

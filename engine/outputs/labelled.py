@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from medclipsam.engine.config import FORMATS
 from medclipsam.engine.outputs.dicomseg import encode_dicom_seg
 from medclipsam.engine.outputs.labelmap import burn_labels
 from medclipsam.engine.outputs.masks import encode_mask
@@ -19,7 +20,6 @@ from medclipsam.engine.outputs.planes import encode_planes, encode_png
 from medclipsam.engine.outputs.volumes import encode_volume
 from medclipsam.engine.types import Grid, ItemRef
 
-FORMATS = ("labelmap", "nifti", "dicom-seg", "saliency", "crf", "overlay")
 FULL = 65535  # what a saliency of 1 is stored as
 
 File = tuple[PurePosixPath, bytes]

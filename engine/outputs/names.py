@@ -92,6 +92,26 @@ def mask_path(label: str, ref: ItemRef, suffix: str) -> PurePosixPath:
     return output_path(("masks", safe_label(label)), ref, suffix)
 
 
+def preview_path(label: str, item: str) -> PurePosixPath:
+    """Where the preview of an item with the id ``item`` goes.
+
+    ``report/previews/LABEL/`` mirrors the archive's tree and adds ``.jpg`` to the item's name.
+    A name that no folder can hold so, or that might leave it, is replaced by its hash.
+    """
+    name = item.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    *folders, _ = parts = f"{name}.jpg".split("/")
+    mirrored = (
+        all(part not in ("", ".", "..") and len(part.encode()) <= NAME_BYTES for part in parts)
+        and len(name.encode()) <= PATH_BYTES
+        and name.rpartition("/")[2] != ""
+        and "\0" not in name
+        and not any(part.endswith(".jpg") for part in folders)  # "x.jpg/" beside an item "x"
+    )
+    if not mirrored:
+        parts = [hashlib.sha256(name.encode()).hexdigest() + ".jpg"]
+    return PurePosixPath("report", "previews", safe_label(label), *parts)
+
+
 def _printable(part: str) -> str:
     return ItemRef(part).id
 

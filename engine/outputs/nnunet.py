@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medclipsam.engine.durable import GrowingFolder, growing_folder
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.outputs.cases import Case
 from medclipsam.engine.outputs.labelmap import burn_labels, number_labels
 from medclipsam.engine.outputs.planes import encode_png
-from medclipsam.engine.outputs.staging import Staging
 from medclipsam.engine.outputs.volumes import encode_volume
 from medclipsam.engine.types import Grid
 
@@ -63,8 +63,8 @@ class NnunetFolder:
     made up where it is.
     """
 
-    def __init__(self, staging: Staging, labels: Sequence[str], name: str):
-        self._staging = staging
+    def __init__(self, growing: GrowingFolder, labels: Sequence[str], name: str):
+        self._growing = growing
         self._numbers = number_labels(labels)
         taken = sorted({label for label in labels if label.lower() in RESERVED})
         if taken:
@@ -95,7 +95,7 @@ class NnunetFolder:
         dataset = self._dataset(volume, bool(np.ptp(frames, axis=-1).any()))
         identifier = _identify(case.item)
         for ending, data in _encode(frames, burnt, grid, dataset):
-            self._staging.write(f"{dataset.folder}/{ending.format(identifier)}", data)
+            self._growing.write(f"{dataset.folder}/{ending.format(identifier)}", data)
         dataset.cases.append((identifier, case.item, grid.doubt if volume else ""))
 
     def finish(self) -> None:
@@ -109,10 +109,10 @@ class NnunetFolder:
                 "overwrite_image_reader_writer": dataset.reader,
             }
             text = json.dumps(page, indent=2, ensure_ascii=False) + "\n"
-            self._staging.write(f"{dataset.folder}/dataset.json", text.encode())
+            self._growing.write(f"{dataset.folder}/dataset.json", text.encode())
             table = io.StringIO()
             csv.writer(table).writerows([("case", "item", "geometry"), *dataset.cases])
-            self._staging.write(f"{dataset.folder}/cases.csv", table.getvalue().encode())
+            self._growing.write(f"{dataset.folder}/cases.csv", table.getvalue().encode())
 
     def _dataset(self, volume: bool, colour: bool) -> _Dataset:
         number, channels, ending, reader = KINDS[volume, colour]
@@ -154,12 +154,7 @@ def open_nnunet(folder: Path, labels: Sequence[str], name: str) -> Iterator[Nnun
         ConfigError: more than 254 labels, or one that nnU-Net keeps for itself.
         OutputError: the disk is full.
     """
-    staging = Staging(folder / FOLDER)
-    try:
-        datasets = NnunetFolder(staging, labels, name)
+    with growing_folder(folder / FOLDER) as growing:
+        datasets = NnunetFolder(growing, labels, name)
         yield datasets
         datasets.finish()
-        staging.publish()
-    except BaseException:
-        staging.discard()
-        raise

@@ -15,15 +15,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import InputError
-from medclipsam.engine.outputs import safe_label
-from medclipsam.engine.run.folder import FIGURES
-from medclipsam.engine.types import Outcome
+from medclipsam.engine.outputs import preview_path
+from medclipsam.engine.presence import REASONS
+from medclipsam.engine.types import FIGURES, Outcome
 
 FOLDER = "report"
 PAGE = Path(__file__).parent / "page"
@@ -33,24 +33,16 @@ SCRIPTS = (
 )
 DATA_PREFIX = "window.medclipsam = "
 LISTED = 50_000  # outcomes a browser handles with ease; counts cover all of them
-NAME_BYTES, PATH_BYTES = 240, 1000
 COLUMNS = (
     *("item", "label", "prompt", "status", "stage", "reason", "message"),
     *("mask", "preview", "area", *FIGURES, "frames", "boxes", "geometry"),
 )
-ABSENT = {
-    "no-saliency": "no part of the image stands out for this prompt",
-    "below-threshold": "no pixel's probability exceeds the threshold",
-    "no-component": "nothing that stands out is large enough for a box",
-    "not-in-image": "the contrast with other prompts is too low",
-    "empty-mask": "SAM found nothing inside the boxes",
-}
 
 
 def write_report(
     folder: Path,
     outcomes: Iterable[Outcome],
-    facts: dict[str, object],
+    about: dict[str, object],
     evaluation: dict[str, Any] | None = None,
     identity: str = "",
 ) -> Path:
@@ -60,9 +52,9 @@ def write_report(
     the page says so where that leaves some out.
 
     Args:
-        folder: the run folder; previews lie at ``report/`` + ``preview_path(…)``.
+        folder: the run folder; previews lie where ``preview_path`` says.
         outcomes: read once, never held together.
-        facts: what the page tells about the run: plain values, dicts and lists.
+        about: what the page tells about the run: plain values, dicts and lists.
         evaluation: as ``scoretable.to_json`` gives it.
         identity: what tells this run from others; the browser keeps the decisions of a
             review under it. By default the hash of the outcomes listed.
@@ -71,10 +63,10 @@ def write_report(
         The page.
     """
     head = {
-        "title": str(facts.get("name") or folder.resolve().name),
-        "facts": [[str(name), _plain(value)] for name, value in facts.items()],
+        "title": str(about.get("name") or folder.resolve().name),
+        "facts": [[str(name), _plain(value)] for name, value in about.items()],
         "evaluation": _plain(evaluation),
-        "reasons": ABSENT | InputError.REASONS,
+        "reasons": REASONS | InputError.REASONS,
         "columns": COLUMNS,
     }
     stream = io.StringIO()
@@ -126,28 +118,9 @@ def _make_page() -> str:
     return page
 
 
-def preview_path(label: str, item: str) -> PurePosixPath:
-    """Where a preview lies, relative to the report folder.
-
-    ``previews/LABEL/`` mirrors the archive's tree and adds ``.jpg`` to the item's name.
-    A name that no folder can hold so, or that might leave it, is replaced by its hash.
-    """
-    name = _text(item)
-    *folders, _ = parts = f"{name}.jpg".split("/")
-    mirrored = (
-        all(part not in ("", ".", "..") and len(part.encode()) <= NAME_BYTES for part in parts)
-        and len(name.encode()) <= PATH_BYTES
-        and name.rpartition("/")[2] != ""
-        and "\0" not in name
-        and not any(part.endswith(".jpg") for part in folders)  # "x.jpg/" beside an item "x"
-    )
-    if not mirrored:
-        parts = [hashlib.sha256(name.encode()).hexdigest() + ".jpg"]
-    return PurePosixPath("previews", safe_label(label), *parts)
-
-
 def _row(outcome: Outcome, prompt: int) -> list[object]:
     """The outcome in the order of ``COLUMNS``, links percent-encoded."""
+    preview = preview_path(outcome.label, outcome.item)
     pictured = outcome.status != "quarantined" or outcome.mask  # low confidence: kept apart
     return [
         _text(outcome.item),
@@ -158,7 +131,7 @@ def _row(outcome: Outcome, prompt: int) -> list[object]:
         outcome.reason,
         outcome.message,
         "../" + _link(outcome.mask) if outcome.mask else "",
-        _link(str(preview_path(outcome.label, outcome.item))) if pictured else "",
+        _link(str(preview.relative_to(FOLDER))) if pictured else "",
         outcome.area,
         *(_figure(outcome.figures.get(name)) for name in FIGURES),
         outcome.frames,

@@ -46,11 +46,11 @@ def collect_run(folder: Path, formats: Sequence[str], selection: Selection) -> C
     with locked(folder):
         if not (folder / LEDGER).exists():
             raise ConfigError(f"{folder} has no ledger yet; nothing can be collected")
-        facts = read_fingerprint(folder)
-        archive = reopen_archive(facts, folder) if set(formats) & set(PICTURED) else None
-        names = HashedNames(folder, fresh=False) if facts["hash_names"] else PlainNames()
+        fingerprint = read_fingerprint(folder)
+        archive = reopen_archive(fingerprint, folder) if set(formats) & set(PICTURED) else None
+        names = HashedNames(folder, fresh=False) if fingerprint["hash_names"] else PlainNames()
         with Ledger(folder / LEDGER) as ledger:
-            labels = facts["labels"]
+            labels = fingerprint["labels"]
             return collect_cases(folder, ledger, names, labels, formats, selection, archive)
 
 
@@ -139,18 +139,22 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
         ConfigError: it cannot be read.
     """
     try:
-        facts = json.loads((folder / FINGERPRINT).read_text("utf-8"))
+        fingerprint = json.loads((folder / FINGERPRINT).read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{folder / FINGERPRINT} cannot be read: {exc}") from exc
-    if not isinstance(facts, dict) or "archive" not in facts or "labels" not in facts:
+    if (
+        not isinstance(fingerprint, dict)
+        or "archive" not in fingerprint
+        or "labels" not in fingerprint
+    ):
         raise ConfigError(f"{folder / FINGERPRINT} is of another version of medclipsam")
-    return facts
+    return fingerprint
 
 
-def reopen_archive(facts: dict[str, Any], folder: Path) -> Archive:
+def reopen_archive(fingerprint: dict[str, Any], folder: Path) -> Archive:
     """The archive that a run was made from.
 
     Raises:
         ConfigError: it is gone.
     """
-    return open_archive(facts["archive"], **facts["selection"], avoid=folder)
+    return open_archive(fingerprint["archive"], **fingerprint["selection"], avoid=folder)

@@ -6,7 +6,7 @@ its way any more that could fill it. How frames were grouped does not change a b
 batches have one shape and rows do not see each other.
 
 Here is what every executor does; which steps there are and which comes next say
-``zero_shot_executor`` and ``unet_executor``.
+``run.zero_shot`` and ``unet.executor``.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from medclipsam.engine.backends.faults import refuse_broken
 from medclipsam.engine.errors import at_stage, stage_of
+from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.run.hop import Hop
 from medclipsam.engine.run.inbox import Inbox
 from medclipsam.engine.run.meter import Meter
 from medclipsam.engine.run.work import Work
-from medclipsam.engine.types import Segment
+from medclipsam.engine.types import Prompts, Segmentation
 
 FULL_SCALE = 65535  # of saliency kept as uint16
 PATIENCE = 1.0  # seconds that a part of a batch waits for what is on its way
 
+NO_MAP = np.empty((0, 0), np.float32)  # in the place of a map that is not kept
+
 Step = Callable[[], None]
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -52,7 +56,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ExecutorContext:
     """What an executor works with, whatever its models.
 
     Attributes:
@@ -63,7 +67,7 @@ class Surroundings:
         failed: called with an item, the stage and the exception that it is given up for.
         passed: called with each stage that a frame has come through, right when it has.
         keep_saliency: keep maps as uint16 in ``Work.saliency``.
-        keep_crf: keep ``Segment.crf_mask`` in ``Work.segments``.
+        keep_crf: keep ``Segmentation.crf_mask`` in ``Work.segments``.
     """
 
     refiners: Hop
@@ -76,16 +80,52 @@ class Surroundings:
     keep_crf: bool = False
 
 
+class Waiting(Generic[T]):
+    """What waits for a device stage, first come, first served; counted by the meter."""
+
+    def __init__(self, stage: str, meter: Meter):
+        self._stage, self._meter = stage, meter
+        self._things: deque[T] = deque()
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._things)
+
+    @property
+    def first(self) -> T:
+        """The one that waits longest."""
+        return self._things[0]
+
+    def put(self, thing: T) -> None:
+        """Let it wait."""
+        self._things.append(thing)
+        self._meter.wait(self._stage, 1)
+
+    def take(self, most: int) -> list[T]:
+        """The first ones, at most so many."""
+        taken = [self._things.popleft() for _ in range(min(most, len(self._things)))]
+        self._meter.wait(self._stage, -len(taken))
+        return taken
+
+    def keep(self, wanted: Callable[[T], bool]) -> None:
+        """Drop all others."""
+        before = len(self._things)
+        self._things = deque(filter(wanted, self._things))
+        self._meter.wait(self._stage, len(self._things) - before)
+
+
 class Executor(ABC):
     """Runs every device stage, on the thread that calls ``run``."""
 
-    SAVER: ClassVar[str]  # what to lower where the device has too little memory
+    LOWER_MEMORY: ClassVar[str]  # flags that make the models need less of the device's memory
 
-    def __init__(self, around: Surroundings):
-        self.inbox, self.meter = around.inbox, around.meter
-        self.done, self.failed, self.passed = around.done, around.failed, around.passed
-        self.keep_saliency, self.keep_crf = around.keep_saliency, around.keep_crf
-        self._refiners = around.refiners
+    def __init__(self, context: ExecutorContext):
+        self.inbox, self.meter = context.inbox, context.meter
+        self.done, self.failed, self.passed = context.done, context.failed, context.passed
+        self.keep_saliency, self.keep_crf = context.keep_saliency, context.keep_crf
+        self._refiners = context.refiners
         self._refining = 0  # frames with the CPU threads
         self._loaded: deque[tuple[Work, int]] = deque()
 
@@ -99,7 +139,7 @@ class Executor(ABC):
         """Whether a frame waits for any step."""
 
     @abstractmethod
-    def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
+    def _segment_alone(self, frame: Frame) -> dict[str, Segmentation]:
         """All stages of one frame, one after the other."""
 
     def run(self, stop: Event) -> None:
@@ -172,6 +212,15 @@ class Executor(ABC):
         if whole:
             self.passed(stage)
 
+    def _batch(self, stage: str, frames: Sequence[Frame], compute: Callable[[], T]) -> T | None:
+        """A device stage of frames together; None where it failed and they were done alone."""
+        try:
+            with self._at(stage, len(frames)):
+                return compute()
+        except Exception as exc:
+            self._one_by_one(frames, exc)
+            return None
+
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
 
@@ -191,16 +240,15 @@ class Executor(ABC):
         self._refining -= 1
         then()
 
-    def _keep(self, frame: Frame, segments: dict[str, Segment]) -> None:
+    def _keep(self, frame: Frame, segments: dict[str, Segmentation]) -> None:
         """A frame is through: keep what is delivered of it."""
         if self.keep_saliency:
             frame.work.saliency[frame.index] = frame.saliency
-        nothing = np.empty((0, 0), np.float32)
         frame.work.segments[frame.index] = {
             label: replace(
                 segment,
-                saliency=nothing,
-                crf_mask=segment.crf_mask if self.keep_crf else nothing > 0,
+                saliency=NO_MAP,
+                crf_mask=segment.crf_mask if self.keep_crf else NO_MAP > 0,
             )
             for label, segment in segments.items()
         }
@@ -208,7 +256,7 @@ class Executor(ABC):
 
     def _one_by_one(self, frames: Sequence[Frame], exc: Exception) -> None:
         """Frames whose shared batch failed, each alone, to find the culprit."""
-        refuse_broken(exc, self.SAVER)
+        refuse_broken(exc, self.LOWER_MEMORY)
         for frame in frames:
             try:
                 segments = self._segment_alone(frame)
@@ -225,7 +273,7 @@ class Executor(ABC):
         Raises:
             MedclipsamError: it is no fault of the item.
         """
-        refuse_broken(exc, self.SAVER)
+        refuse_broken(exc, self.LOWER_MEMORY)
         if work.error is None:
             self.failed(work, stage_of(exc), exc)
         self._count_down(work)
@@ -239,3 +287,28 @@ class Executor(ABC):
 def quantise(saliency: np.ndarray) -> np.ndarray:
     """float32 in [0, 1] → uint16 over its full range."""
     return np.rint(saliency * FULL_SCALE).astype(np.uint16)
+
+
+class Method(Protocol):
+    """How a run finds masks, with its weights ready on one device: prompts and a bundle
+    (``Engine``), or a task model (``Predictor``). The runner knows no more of either."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for each of the stages that run there."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a run's bytes, as plain JSON values for ``run.json``."""
+
+    def describe(self) -> dict[str, object]:
+        """What the report's head says of it."""
+
+    def check_prompts(self, prompts: Prompts | PromptTable) -> None:
+        """Refuse prompts before any image is read.
+
+        Raises:
+            ConfigError: it cannot look for them.
+        """
+
+    def open_executor(self, context: ExecutorContext) -> Executor:
+        """The executor of one run."""

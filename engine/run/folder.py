@@ -15,7 +15,6 @@ _SUCCESS            last
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -28,17 +27,17 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from medclipsam.engine.differences import differences
 from medclipsam.engine.durable import (
     PREFIX,
     durable_file,
     make_folder,
     remove_unfinished,
+    take_lock,
     write_durable,
     write_together,
 )
-from medclipsam.engine.errors import ConfigError, OutputError
-from medclipsam.engine.types import Outcome
+from medclipsam.engine.errors import ConfigError, OutputError, differences
+from medclipsam.engine.types import FIGURES, Outcome
 
 FINGERPRINT, LEDGER, LOG, MANIFEST, SUCCESS = (
     "run.json",
@@ -53,10 +52,6 @@ _VERSIONED = (
 )
 LOCK, SCRATCH = ".lock", ".unfinished"
 DUPLICATES, TRACE = "duplicates.csv", "trace.json"
-FIGURES = (
-    *("confidence", "predicted_iou", "stability", "agreement"),
-    *("contrast", "area_share", "border"),
-)
 
 
 class RunFolder:
@@ -80,12 +75,12 @@ class RunFolder:
         self._log: IO[str] | None = None
         self.silenced = ""
         self._look()  # before a lock file is put into a folder of somebody else
-        self._lock = self._take_lock()
+        taken = f"another process is running in {path}; wait for it or choose another folder"
+        self._lock = take_lock(path / LOCK, taken)
         try:
             self._enter(fingerprint)
         except BaseException:
-            with suppress(OSError):  # the lock file holds nothing
-                self._lock.close()
+            self._lock.release()
             raise
 
     def _look(self) -> set[str]:
@@ -127,7 +122,7 @@ class RunFolder:
         with suppress(OSError):  # files that somebody still writes stay there
             (self.path / SCRATCH).rmdir()
         with suppress(OSError):  # the lock file holds nothing
-            self._lock.close()
+            self._lock.release()
 
     def write(self, relative: str, data: bytes) -> None:
         """Put a file into the folder durably."""
@@ -138,13 +133,13 @@ class RunFolder:
         paths = [(self.path / relative, data) for relative, data in files]
         write_together(paths, self.path / SCRATCH)
 
-    def log(self, event: str, **facts: Any) -> None:
+    def log(self, event: str, **fields: Any) -> None:
         """One line in ``log.jsonl``, from any thread.
 
         A log that cannot be written is no reason to lose results: it is switched off, and
         ``silenced`` says why.
         """
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
         with self._logging:
             if self._log is None or self._log.closed:
                 return
@@ -166,20 +161,6 @@ class RunFolder:
         make_folder(self.path / SCRATCH)
         for folder in (self.path, self.path / SCRATCH, self.path / "report"):
             remove_unfinished(folder)
-
-    def _take_lock(self) -> IO[str]:
-        try:
-            lock = (self.path / LOCK).open("w")
-        except OSError as exc:
-            raise OutputError(f"cannot use {self.path} as output folder: {exc.strerror}") from exc
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            lock.close()
-            raise ConfigError(
-                f"another process is running in {self.path}; wait for it or choose another folder"
-            ) from exc
-        return lock
 
     def _compare(self, fingerprint: dict[str, Any]) -> None:
         try:
@@ -203,11 +184,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     if not (path / FINGERPRINT).is_file():
         raise ConfigError(f"{path} is not a run folder; it has no {FINGERPRINT}")
-    with (path / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise ConfigError(f"a run is going on in {path}; wait for it or stop it") from exc
+    with take_lock(path / LOCK, f"a run is going on in {path}; wait for it or stop it"):
         yield
 
 

@@ -6,11 +6,9 @@ the same command resumes it. How items stream through is ``streaming``'s busines
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,20 +16,19 @@ from threading import Event
 from typing import Any
 
 from medclipsam.engine.archive import Archive, Limits
+from medclipsam.engine.config import COLLECTIONS, FORMATS, MEMORY, Geometry
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.outputs import (
-    COLLECTIONS,
-    FORMATS,
     Collected,
     check_folder,
     label_folders,
     number_labels,
 )
-from medclipsam.engine.prompts import PromptTable
+from medclipsam.engine.prompts import PromptTable, identify_prompts
 from medclipsam.engine.report.report import write_report
-from medclipsam.engine.run.budget import Budget
 from medclipsam.engine.run.collecting import Selection, collect_cases
 from medclipsam.engine.run.commit import Observer
+from medclipsam.engine.run.executor import Method
 from medclipsam.engine.run.folder import (
     LEDGER,
     SUCCESS,
@@ -42,25 +39,22 @@ from medclipsam.engine.run.folder import (
     write_duplicates,
     write_manifest,
 )
-from medclipsam.engine.run.labeller import Labeller
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.meter import Meter, StageFigures, Trace
 from medclipsam.engine.run.naming import HashedNames, PlainNames
-from medclipsam.engine.run.streaming import Stream
+from medclipsam.engine.run.streaming import Census, Job, stream
 from medclipsam.engine.run.work import Delivery
+from medclipsam.engine.settings import Count, Share, settings
 from medclipsam.engine.types import Prompts
 
-MEMORY = 1 << 30
-GEOMETRY = ("warn", "strict")
 
-
-@dataclass(frozen=True)
+@settings
 class RunOptions:
     """What a run delivers, and how much it may take.
 
     Attributes:
         outputs: formats beside the masks, and collections made of them at the end, see
-            ``FORMATS`` and ``COLLECTIONS`` of ``medclipsam.engine.outputs``.
+            ``FORMATS`` and ``COLLECTIONS`` of ``medclipsam.engine.config``.
         min_confidence: masks below it are quarantined and kept apart.
         hash_names: no file name of the archive in the run folder, but for ``private/``.
         memory: bytes that items in flight may hold together: pictures, masks and maps of all
@@ -73,12 +67,12 @@ class RunOptions:
     """
 
     outputs: tuple[str, ...] = ()
-    min_confidence: float = 0.0
+    min_confidence: Share = 0.0
     hash_names: bool = False
-    memory: int = MEMORY
+    memory: Count = MEMORY
     trace: bool = False
     limits: Limits = field(default_factory=Limits)
-    geometry: str = "warn"
+    geometry: Geometry = "warn"
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.outputs) - {*FORMATS, *COLLECTIONS}):
@@ -89,12 +83,6 @@ class RunOptions:
                 "a DICOM SEG names the patient and study of its source, so dicom-seg does not go "
                 "with hash_names; leave one of them out"
             )
-        if not 0 <= self.min_confidence <= 1:
-            raise ConfigError(f"min_confidence lies in [0, 1], got {self.min_confidence}")
-        if self.geometry not in GEOMETRY:
-            raise ConfigError(f"geometry is {' or '.join(GEOMETRY)}, got {self.geometry!r}")
-        if self.memory < 1:
-            raise ConfigError(f"memory is a number of bytes of at least 1, got {self.memory}")
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -161,7 +149,7 @@ class RunSummary:
 
 
 def run(
-    labeller: Labeller,
+    method: Method,
     archive: Archive,
     prompts: Prompts | PromptTable,
     out: Path,
@@ -172,7 +160,7 @@ def run(
     """Label every image of ``archive`` into the run folder ``out``, resuming what is there.
 
     Args:
-        labeller: an open ``Engine`` or ``Predictor``.
+        method: an open ``Engine`` or ``Predictor``.
         archive: as ``open_archive`` gives it.
         prompts: the same for every item, or a table with a row per item.
         out: new, empty, or the folder of the same run stopped earlier.
@@ -186,17 +174,17 @@ def run(
         OutputError: a result could not be written; the run can be resumed.
     """
     options, stop = options or RunOptions(), stop or Event()
-    index = _check_prompts(labeller, prompts)
+    index = _check_prompts(method, prompts)
     check_folder(out)
     next(iter(archive))  # an archive without images leaves no folder
-    with RunFolder(out, fingerprint(labeller, archive, prompts, options)) as folder:
+    with RunFolder(out, fingerprint(method, archive, prompts, options)) as folder:
         folder.log("start", archive=archive.name)
         with Ledger(out / LEDGER) as ledger:
             resumed = ledger.items()
             names = HashedNames(out, fresh=not resumed) if options.hash_names else PlainNames()
             trace = Trace(out / TRACE) if options.trace else None
-            stream = Stream(
-                labeller,
+            job = Job(
+                method,
                 prompts,
                 folder,
                 ledger,
@@ -204,20 +192,19 @@ def run(
                 Delivery(
                     options.formats, options.min_confidence, index, options.geometry == "strict"
                 ),
-                Budget(options.memory, stop),
+                options.memory,
                 options.limits,
                 Meter(trace),
-                stop,
                 observer,
             )
             try:
-                stream.run(archive)
+                census = stream(job, archive, stop)
             finally:
                 if trace:
                     trace.close()
                     if trace.failure:
                         folder.log("trace off", error=trace.failure)
-            summary = _summarise(stream, archive, out, resumed, options)
+            summary = _summarise(job, census, archive, resumed, options, stop.is_set())
             figures = [asdict(stage) for stage in summary.stages]
             folder.log("stages", seconds=round(summary.seconds, 3), stages=figures)
             if summary.interrupted:
@@ -225,34 +212,28 @@ def run(
                 return replace(summary, silenced=folder.silenced)
             write_manifest(folder, ledger.outcomes())
             write_duplicates(folder, ledger.duplicates())
-            facts = report_facts(labeller, archive, prompts, summary)
-            write_report(out, ledger.outcomes(), facts, identity=identify(out))
+            head = describe_run(method, archive, prompts, summary)
+            write_report(out, ledger.outcomes(), head, identity=identify(out))
             if options.collections:
-                summary = replace(
-                    summary, collected=_collect(stream, archive, options, list(index))
+                collected = collect_cases(
+                    *(out, ledger, names, list(index), options.collections),
+                    *(Selection(), archive, options.limits),
                 )
+                summary = replace(summary, collected=collected)
         folder.log("end", items=summary.items, **summary.counts, **summary.listing)
         folder.write(SUCCESS, (json.dumps(summary.listing) + "\n").encode())
         return replace(summary, silenced=folder.silenced)
 
 
-def _collect(stream: Stream, archive: Archive, options: RunOptions, labels: list[str]) -> Collected:
-    return collect_cases(
-        stream.folder.path,
-        stream.ledger,
-        stream.names,
-        labels,
-        options.collections,
-        Selection(),
-        archive,
-        options.limits,
-    )
-
-
 def _summarise(
-    stream: Stream, archive: Archive, out: Path, resumed: int, options: RunOptions
+    job: Job,
+    census: Census,
+    archive: Archive,
+    resumed: int,
+    options: RunOptions,
+    interrupted: bool,
 ) -> RunSummary:
-    ledger, meter = stream.ledger, stream.meter
+    ledger, meter, out = job.ledger, job.meter, job.folder.path
     return RunSummary(
         folder=out,
         report=out / "report" / "index.html",
@@ -260,18 +241,18 @@ def _summarise(
         counts=ledger.counts(),
         resumed=resumed,
         ignored=archive.ignored,
-        unmatched=_unmatched(stream.prompts, stream.seen),
+        unmatched=_unmatched(job.prompts, census.ids),
         duplicates=sum(len(items) - 1 for _, items in ledger.duplicates()),
-        repeated=stream.repeated,
+        repeated=census.repeated,
         listing={
-            "listed": stream.listed,
-            "committed": stream.committed,
-            "resumed": stream.resumed,
-            "repeated": stream.repeated,
+            "listed": census.listed,
+            "committed": census.committed,
+            "resumed": census.resumed,
+            "repeated": census.repeated,
         },
         collected=None,
         doubtful=_count_doubtful(ledger, options),
-        interrupted=stream.stop.is_set(),
+        interrupted=interrupted,
         seconds=meter.seconds,
         stages=tuple(meter.figures()),
         idle=meter.idle,
@@ -287,34 +268,26 @@ def _count_doubtful(ledger: Ledger, options: RunOptions) -> int:
 
 
 def fingerprint(
-    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
+    method: Method, archive: Archive, prompts: Prompts | PromptTable, options: RunOptions
 ) -> dict[str, Any]:
     """What decides the bytes of a run, as plain JSON values."""
     strict = {"geometry": options.geometry} if options.geometry != "warn" else {}
     return {
         "archive": archive.identity,
         "selection": archive.selection,
-        "labels": list(_labels(prompts)),
-        "prompts": _identify(prompts),
+        "labels": list(prompts.labels),
+        "prompts": identify_prompts(prompts),
         "outputs": options.formats,
         "min_confidence": options.min_confidence,
         "hash_names": options.hash_names,
         "versions": versions(),
         **strict,  # said only where it is not the default: older runs go on
-        **labeller.identity(),
+        **method.identity(),
     }
 
 
-def _identify(prompts: Prompts | PromptTable) -> Mapping[str, object]:
-    """The prompts; a table, which may be as long as the archive, by its hash."""
-    if isinstance(prompts, Prompts):
-        return prompts.texts
-    rows = sorted((item, list(wanted.texts.items())) for item, wanted in prompts.by_item.items())
-    return {"table": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
-
-
-def report_facts(
-    labeller: Labeller, archive: Archive, prompts: Prompts | PromptTable, summary: RunSummary
+def describe_run(
+    method: Method, archive: Archive, prompts: Prompts | PromptTable, summary: RunSummary
 ) -> dict[str, object]:
     """What the report's head says of a run."""
     if isinstance(prompts, PromptTable):
@@ -323,10 +296,10 @@ def report_facts(
         wanted = list(prompts.labels)  # said once
     else:
         wanted = {label: " | ".join(texts) for label, texts in prompts.texts.items()}
-    facts = {
+    head = {
         "archive": archive.name,
         "prompts": wanted,
-        **labeller.facts(),
+        **method.describe(),
         "items": summary.items,
         "items with the bytes of another": summary.duplicates,
         "items with made-up geometry": summary.doubtful,
@@ -335,22 +308,14 @@ def report_facts(
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": versions(),
     }
-    return {name: value for name, value in facts.items() if value not in (0, {})}
+    return {name: value for name, value in head.items() if value not in (0, {})}
 
 
-def _labels(prompts: Prompts | PromptTable) -> tuple[str, ...]:
-    """All labels, in the order in which they are named first."""
-    if isinstance(prompts, Prompts):
-        return prompts.labels
-    named = (label for wanted in prompts.by_item.values() for label in wanted.labels)
-    return tuple(dict.fromkeys(named))
-
-
-def _check_prompts(labeller: Labeller, prompts: Prompts | PromptTable) -> dict[str, int]:
+def _check_prompts(method: Method, prompts: Prompts | PromptTable) -> dict[str, int]:
     """Number of each label in label maps; prompts of all items are checked before any image."""
-    labels = _labels(prompts)
+    labels = prompts.labels
     label_folders(labels)
-    labeller.check_prompts(prompts)
+    method.check_prompts(prompts)
     return number_labels(labels)
 
 

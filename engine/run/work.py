@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medclipsam.engine.errors import InputError
-from medclipsam.engine.outputs import Labelled, encode_mask, encode_outputs, mask_path
+from medclipsam.engine.outputs import Labelled, encode_mask, encode_outputs, mask_path, preview_path
 from medclipsam.engine.outputs.figure import preview
-from medclipsam.engine.report.report import FOLDER, preview_path
-from medclipsam.engine.run.folder import FIGURES
-from medclipsam.engine.types import Grid, Image, ItemRef, Outcome, Prompts, Segment
+from medclipsam.engine.types import FIGURES, Grid, Image, ItemRef, Outcome, Prompts, Segmentation
 
 WITHHELD = "quarantine"  # folder of masks that are not trusted
 
@@ -37,7 +35,7 @@ class Work:
     prompts: Prompts
     image: Image | None = None
     error: InputError | None = None
-    segments: list[dict[str, Segment]] = field(default_factory=list)
+    segments: list[dict[str, Segmentation]] = field(default_factory=list)
     saliency: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     missing: int = 0
     sources: tuple[bytes, ...] = ()
@@ -149,7 +147,7 @@ def _finish_label(
         digest=work.digest,
         geometry=image.grid.doubt,
     )
-    return [(path, data), (f"{FOLDER}/{preview_path(label, work.ref.id)}", picture)], row
+    return [(path, data), (str(preview_path(label, work.ref.id)), picture)], row
 
 
 def _labelled(work: Work, image: Image, rows: Sequence[Outcome], with_crf: bool) -> Labelled:
@@ -178,6 +176,6 @@ def _labelled(work: Work, image: Image, rows: Sequence[Outcome], with_crf: bool)
     )
 
 
-def _mean(name: str, segments: Sequence[Segment]) -> float | None:
+def _mean(name: str, segments: Sequence[Segmentation]) -> float | None:
     value = float(np.mean([getattr(segment, name) for segment in segments]))
     return None if np.isnan(value) else round(value, 4)

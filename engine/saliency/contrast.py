@@ -22,7 +22,7 @@ def contrast_directions(prompts: Tensor, nulls: Tensor, embedding: Tensor) -> Te
     return prompts - 0.5 * (null + others)
 
 
-def presence(prompts: Tensor, nulls: Tensor, embedding: Tensor) -> Tensor:
+def contrasts(prompts: Tensor, nulls: Tensor, embedding: Tensor) -> Tensor:
     """(P,): cosine to each prompt minus that to the nearest null or other prompt.
 
     NaN where a prompt stands alone, without null prompts. Args as above; N may be 0.

@@ -24,9 +24,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.contrast import contrast_directions
 from medclipsam.engine.saliency.masks import gaussian_blur, scale_map, spot_masks
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 FINE = 4
@@ -111,3 +113,10 @@ def _ridge_solver(
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     centring = torch.eye(len(gram), dtype=gram.dtype, device=device) - 1 / len(gram)
     return FINE**2 * centred.T @ torch.linalg.solve(gram, centring)
+
+
+def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+    """The method as settings name it."""
+    return probe_contrastcam(
+        model, image, question.prompts, question.nulls, config.blur, config.spot, config.ridge
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
 
 
@@ -25,3 +27,8 @@ def probe_gradcam(model: ClipEncoder, image: Tensor, prompts: Tensor) -> Probe:
     embeddings, maps, importance = model.features(image[None], prompts)
     cam = torch.einsum("pc,chw->phw", importance[0], maps[0]).relu()
     return no_rows(embeddings[0], scale_map(cam))
+
+
+def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+    """The method as settings name it."""
+    return probe_gradcam(model, image, question.prompts)

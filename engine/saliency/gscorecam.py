@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import channel_masks, scale_map
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 
@@ -55,3 +57,8 @@ def probe_gscorecam(model: ClipEncoder, image: Tensor, prompts: Tensor, k: int) 
         return scale_map(torch.einsum("pc,chw->phw", scores.softmax(1), activation).relu())
 
     return Probe(embeddings[0], len(union), make, finish)
+
+
+def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+    """The method as settings name it."""
+    return probe_gscorecam(model, image, question.prompts, config.k)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
 
 START = 5.0  # of the logits of λ: nearly everything passes
@@ -73,3 +75,8 @@ def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, seed: in
         loss.backward()
         optimizer.step()
     return capacity.detach().sum(-1)[0]
+
+
+def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+    """The method as settings name it."""
+    return probe_m2ib(model, image, question.prompts, config.beta, config.seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,13 @@ class Probe:
         embedding: float32 (D,), the whole image's.
         rows: number of rows R, possibly 0.
         make: (start, stop) → normalised rows (stop − start, 3, S, S).
-        finish: float32 (R, D) unit embeddings → saliency (P, h, w).
+        finish: float32 (R, D) unit embeddings → saliency (P, h, w), or what is made of it.
     """
 
     embedding: Tensor
     rows: int
     make: Callable[[int, int], Tensor]
-    finish: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Any]
 
 
 @dataclass
@@ -80,13 +81,13 @@ class RowQueue:
         self.waiting -= self._model.rows - left
         _embed(self._model, batch)
 
-    def finished(self) -> Iterator[tuple[Probe, Tensor]]:
-        """Complete probes with their saliency, in the order of their adding."""
+    def finished(self) -> Iterator[Any]:
+        """What complete probes make of their rows, in the order of their adding."""
         while self._open and self._open[0].received == self._open[0].probe.rows:
             entry = self._open.popleft()
             probe = entry.probe
             rows = torch.cat(entry.parts) if entry.parts else probe.embedding.new_empty(0, 0)
-            yield probe, probe.finish(rows)
+            yield probe.finish(rows)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -95,8 +96,8 @@ class RowQueue:
         self.waiting = 0
 
 
-def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[tuple[Probe, Tensor]]:
-    """Each probe with its saliency, in order, as soon as its last row has been embedded.
+def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[Any]:
+    """What each probe makes of its rows, in order, as soon as its last one has been embedded.
 
     ``probes`` is consumed lazily: what is held is one batch of pixels, and the embeddings
     of those images whose rows are in it.
@@ -137,7 +138,7 @@ def _embed(model: ClipEncoder, batch: list[tuple[_Open, int, int]]) -> None:
 
 def stack_maps(model: ClipEncoder, probes: Iterable[Probe]) -> Tensor:
     """(B, P, h, w) of B probes."""
-    return torch.stack([saliency for _, saliency in run_probes(model, probes)])
+    return torch.stack(list(run_probes(model, probes)))
 
 
 def no_rows(embedding: Tensor, saliency: Tensor) -> Probe:

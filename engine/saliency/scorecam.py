@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.gscorecam import probe_gscorecam
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 ALL = 1 << 30
@@ -21,3 +23,8 @@ def scorecam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
 def probe_scorecam(model: ClipEncoder, image: Tensor, prompts: Tensor) -> Probe:
     """Rows of one normalised (3, S, S) image: one a channel, whatever the prompts."""
     return probe_gscorecam(model, image, prompts, ALL)
+
+
+def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+    """The method as settings name it."""
+    return probe_scorecam(model, image, question.prompts)

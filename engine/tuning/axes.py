@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from medclipsam.engine.config import merge
+from medclipsam.engine.config import SaliencyConfig, SaliencyMethod, merge
 from medclipsam.engine.evaluation.metrics import dice
-from medclipsam.engine.saliency import METHODS, SaliencyConfig
 from medclipsam.engine.types import Prompts
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def null_prompts(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
 def methods(tuner: Tuner, best: Candidate) -> Iterator[Candidate]:
     """Every saliency method; contrastcam where there are null prompts, of the user's if need be."""
     nulls = tuner.config(best).null_prompts or tuner.nulls
-    for method in METHODS:
+    for method in get_args(SaliencyMethod):
         if method == tuner.config(best).saliency.method:
             continue
         layer: dict[str, Any] = {"saliency": {"method": method}}

@@ -26,7 +26,7 @@ from medclipsam.engine.outputs import read_mask, safe_label
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.tuning.axes import AXES, Candidate, needs_gradients
 from medclipsam.engine.tuning.chance import chance, least_cases
-from medclipsam.engine.types import ItemRef, Prompts, Segment
+from medclipsam.engine.types import ItemRef, Prompts, Segmentation
 
 ERROR = 0.05  # chance that a search takes anything where nothing is better
 
@@ -209,7 +209,7 @@ class Tuner:
             ]
         )
 
-    def segment(self, candidate: Candidate) -> list[dict[str, Segment]]:
+    def segment(self, candidate: Candidate) -> list[dict[str, Segmentation]]:
         """Segments of every sample; saliency is computed once for equal saliency settings."""
         config = self.config(candidate)
         pipeline = self._pipeline(config)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from medclipsam.engine.run.executor import Executor, Frame, Step, Surroundings, quantise
-from medclipsam.engine.types import Segment
+from medclipsam.engine.run.executor import (
+    NO_MAP,
+    Executor,
+    ExecutorContext,
+    Frame,
+    Step,
+    Waiting,
+    quantise,
+)
+from medclipsam.engine.types import Segmentation
 from medclipsam.engine.unet.pipeline import UnetPipeline
 
 
 class UnetExecutor(Executor):
     """Every stage of a ``UnetPipeline``; refine_mask on the CPU threads."""
 
-    SAVER = "--batch 1"
+    LOWER_MEMORY = "--batch 1"
 
-    def __init__(self, pipeline: UnetPipeline, around: Surroundings):
-        super().__init__(around)
+    def __init__(self, pipeline: UnetPipeline, context: ExecutorContext):
+        super().__init__(context)
         self.pipeline = pipeline
-        self._prepared: deque[tuple[Frame, Tensor]] = deque()
+        self._prepared: Waiting[tuple[Frame, Tensor]] = Waiting("compute_saliency", self.meter)
 
     @property
     def _queued(self) -> bool:
@@ -41,42 +48,33 @@ class UnetExecutor(Executor):
         if taken is None:
             return
         frame = Frame(*taken)
-        try:
-            with self._at("encode_image"):
-                pixels = self.pipeline.prepare(frame.rgb)
-        except Exception as exc:
-            self._one_by_one([frame], exc)
-            return
-        self._prepared.append((frame, pixels))
-        self.meter.wait("compute_saliency", 1)
+        pixels = self._batch("encode_image", [frame], lambda: self.pipeline.prepare(frame.rgb))
+        if pixels is not None:
+            self._prepared.put((frame, pixels))
 
     def _infer(self) -> None:
-        count = min(len(self._prepared), self.pipeline.batch)
-        taken = [self._prepared.popleft() for _ in range(count)]
+        taken = self._prepared.take(self.pipeline.batch)
         frames = [frame for frame, _ in taken]
-        self.meter.wait("compute_saliency", -count)
-        try:
-            with self._at("compute_saliency", count):
-                answers = self.pipeline.infer([pixels for _, pixels in taken])
-        except Exception as exc:
-            self._one_by_one(frames, exc)
+        answers = self._batch(
+            "compute_saliency", frames, lambda: self.pipeline.infer([pixels for _, pixels in taken])
+        )
+        if answers is None:
             return
         for frame, logits in zip(frames, answers, strict=True):
-            self._refine(frame, partial(self._conclude, frame, logits))
+            self._refine(frame, partial(self._threshold, frame, logits))
 
-    def _conclude(self, frame: Frame, logits: np.ndarray) -> Step:
+    def _threshold(self, frame: Frame, logits: np.ndarray) -> Step:
         """refine_mask; on a CPU thread."""
-        segments = self.pipeline.conclude(frame.rgb, logits)
+        segments = self.pipeline.threshold(frame.rgb, logits)
         if self.keep_saliency:
             frame.saliency = {name: quantise(s.saliency) for name, s in segments.items()}
-        nothing = np.empty((0, 0), np.float32)
-        segments = {n: replace(s, saliency=nothing) for n, s in segments.items()}
+        segments = {n: replace(s, saliency=NO_MAP) for n, s in segments.items()}
         return partial(self._keep, frame, segments)
 
-    def _segment_alone(self, frame: Frame) -> dict[str, Segment]:
+    def _segment_alone(self, frame: Frame) -> dict[str, Segmentation]:
         with self._at("encode_image"):
             pixels = self.pipeline.prepare(frame.rgb)
         with self._at("compute_saliency"):
             logits = self.pipeline.infer([pixels])[0]
         with self._at("refine_mask"):
-            return self.pipeline.conclude(frame.rgb, logits)
+            return self.pipeline.threshold(frame.rgb, logits)

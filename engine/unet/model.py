@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from medclipsam.engine.config import FitMode
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import BundleError, ConfigError
-from medclipsam.engine.fit import FitMode
 from medclipsam.engine.weights.bundle import WEIGHTS, sha256_file, verify_file
 from medclipsam.engine.weights.models import load_weights
 
@@ -107,33 +107,33 @@ class TaskModel:
 
     Attributes:
         folder: where it lies.
-        facts: the content of ``unet.json``.
+        description: the content of ``unet.json``.
         config: the part of it that describes the network.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    description: dict[str, Any]
     config: UnetConfig
 
     @property
     def name(self) -> str:
-        return self.facts["name"]
+        return self.description["name"]
 
     @property
     def exports(self) -> dict[str, Any]:
         """Backend → precision → entry, as in a bundle."""
-        return self.facts.get("exports", {})
+        return self.description.get("exports", {})
 
     def with_exports(self, folder: Path, exports: dict[str, Any]) -> TaskModel:
         """The same weights with exports that lie in ``folder``; a built network is shared."""
-        other = TaskModel(folder, {**self.facts, "exports": exports}, self.config)
+        other = TaskModel(folder, {**self.description, "exports": exports}, self.config)
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k == "net"})
         return other
 
     @cached_property
     def digest(self) -> str:
         """sha256 over weights, network and thresholds: all that decides a mask."""
-        identity = {"network": asdict(self.config), "files": self.facts["files"]}
+        identity = {"network": asdict(self.config), "files": self.description["files"]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -185,10 +185,10 @@ def open_task_model(folder: str | os.PathLike[str]) -> TaskModel:
             "'medclipsam train unet' wrote"
         )
     try:
-        facts = json.loads(path.read_text("utf-8"))
-        schema, name, files = facts["schema"], facts["name"], dict(facts["files"])
+        description = json.loads(path.read_text("utf-8"))
+        schema, name, files = description["schema"], description["name"], dict(description["files"])
         network: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()
+            k: tuple(v) if isinstance(v, list) else v for k, v in description["network"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BundleError(f"{path} is not a readable task model: {exc!r}; {REMEDY}") from exc
@@ -202,7 +202,7 @@ def open_task_model(folder: str | os.PathLike[str]) -> TaskModel:
         raise BundleError(f"{path} has no plain name or no sha256 of {WEIGHTS}; {REMEDY}")
     for relative, expected in files.items():
         verify_file(folder, relative, expected, REMEDY)
-    return TaskModel(folder, facts, config)
+    return TaskModel(folder, description, config)
 
 
 def write_task_model(
@@ -221,15 +221,15 @@ def write_task_model(
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_durable(folder / WEIGHTS, save(state))
-    facts = {
+    description = {
         "schema": SCHEMA,
         "name": safe_name(folder.resolve().name),
         "network": asdict(config),
         "training": {**training, "parameters": sum(map(torch.numel, net.parameters()))},
         "files": {WEIGHTS: sha256_file(folder / WEIGHTS)},
     }
-    write_durable(folder / DESCRIPTION, (json.dumps(facts, indent=2) + "\n").encode())
-    return TaskModel(folder, json.loads(json.dumps(facts)), config)
+    write_durable(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    return TaskModel(folder, json.loads(json.dumps(description)), config)
 
 
 def safe_name(text: str) -> str:

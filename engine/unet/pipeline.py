@@ -1,6 +1,6 @@
 """Frames in, masks of a task model out. Refuses to know files.
 
-encode_image (prepare) → compute_saliency (infer) → refine_mask (conclude)
+encode_image (prepare) → compute_saliency (infer) → refine_mask (threshold)
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 from medclipsam.engine.boxes import extract_boxes
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.fit import Fit, fit_image, make_fit, normalise_rgb, unfit_map
+from medclipsam.engine.presence import BELOW_THRESHOLD
 from medclipsam.engine.quality import border_contact
-from medclipsam.engine.types import Segment
+from medclipsam.engine.types import Segmentation
 from medclipsam.engine.unet.graph import Graph
 from medclipsam.engine.unet.model import UnetConfig
 
@@ -38,9 +39,9 @@ class UnetPipeline:
     device: torch.device
     batch: int
 
-    def segment(self, rgb: np.ndarray) -> dict[str, Segment]:
+    def segment(self, rgb: np.ndarray) -> dict[str, Segmentation]:
         """uint8 (H, W, 3) → label → what was found."""
-        return self.conclude(rgb, self.infer([self.prepare(rgb)])[0])
+        return self.threshold(rgb, self.infer([self.prepare(rgb)])[0])
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H, W, 3) → normalised float32 (3, S, S)."""
@@ -67,28 +68,28 @@ class UnetPipeline:
             )
         return out
 
-    def conclude(self, rgb: np.ndarray, logits: np.ndarray) -> dict[str, Segment]:
+    def threshold(self, rgb: np.ndarray, logits: np.ndarray) -> dict[str, Segmentation]:
         """float32 (L, S, S) logits of an image → its masks on its own pixels."""
         fit = self._fit(rgb)
         found = {}
         wanted = zip(self.config.labels, self.config.thresholds, logits, strict=True)
         for label, threshold, cells in wanted:
             probability = np.clip(unfit_map(sigmoid(cells), fit), 0, 1)
-            found[label] = conclude(probability, probability > np.float32(threshold))
+            found[label] = to_segmentation(probability, probability > np.float32(threshold))
         return found
 
     def _fit(self, rgb: np.ndarray) -> Fit:
         return make_fit(rgb.shape[0], rgb.shape[1], self.config.image_size, self.config.fit)
 
 
-def conclude(probability: np.ndarray, mask: np.ndarray) -> Segment:
+def to_segmentation(probability: np.ndarray, mask: np.ndarray) -> Segmentation:
     """One (frame, label): float32 (H, W) probability and its bool (H, W) mask."""
-    facts: dict[str, Any] = {"saliency": probability, "crf_mask": mask}
+    maps: dict[str, Any] = {"saliency": probability, "crf_mask": mask}
     if not mask.any():
         none = np.empty((0, 4), np.int32)
-        return Segment("absent", mask, none, reason="below-threshold", **facts)
+        return Segmentation("absent", mask, none, reason=BELOW_THRESHOLD, **maps)
     expected = expected_iou(probability, mask)
-    return Segment(
+    return Segmentation(
         "done",
         mask,
         extract_boxes(mask, "top-k", BOXES),
@@ -96,7 +97,7 @@ def conclude(probability: np.ndarray, mask: np.ndarray) -> Segment:
         area_share=float(mask.mean()),
         border=border_contact(mask),
         confidence=expected,
-        **facts,
+        **maps,
     )
 
 

@@ -17,13 +17,13 @@ from medclipsam.engine.boxes import extract_boxes
 from medclipsam.engine.engine import require_image
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.prompts import PromptTable
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.unet.graph import open_unet
 from medclipsam.engine.unet.model import TaskModel, open_task_model
 from medclipsam.engine.unet.pipeline import UnetPipeline
 
 if TYPE_CHECKING:
-    from medclipsam.engine.run.executor import Executor, Surroundings
+    from medclipsam.engine.run.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
 
 BATCH = 4
@@ -86,14 +86,14 @@ class Predictor:
         """The labels, in place of texts."""
         return Prompts({label: (label,) for label in self.model.config.labels})
 
-    def segment(self, rgb: np.ndarray) -> dict[str, Segment]:
+    def segment(self, rgb: np.ndarray) -> dict[str, Segmentation]:
         """Segment one image.
 
         Args:
             rgb: uint8 (H, W, 3) as displayed.
 
         Returns:
-            label → ``Segment``: ``.saliency`` is the probability, ``.confidence`` and
+            label → ``Segmentation``: ``.saliency`` is the probability, ``.confidence`` and
             ``.predicted_iou`` what IoU it lets expect; contrast, stability and agreement are NaN.
 
         Raises:
@@ -116,7 +116,7 @@ class Predictor:
         return run(self, opened, self.prompts, Path(out), options)
 
     def identity(self) -> dict[str, Any]:
-        """See ``Labeller``."""
+        """See ``Method``."""
         onnx = self.backend == "onnx"
         runtime = {"onnxruntime": load_runtime().__version__} if onnx else {}
         return {
@@ -127,23 +127,23 @@ class Predictor:
             "runtime": runtime or {"monai": version("monai")},
         }
 
-    def facts(self) -> dict[str, object]:
-        """See ``Labeller``."""
+    def describe(self) -> dict[str, object]:
+        """See ``Method``."""
         return {
             "task model": f"{self.model.name} ({self.model.digest[:12]})",
             "device": f"{self.pipeline.device}, {self.backend}",
         }
 
     def check_prompts(self, prompts: Prompts | PromptTable) -> None:
-        """See ``Labeller``; a task model knows its own labels only, always all of them."""
+        """See ``Method``; a task model knows its own labels only, always all of them."""
         if not isinstance(prompts, Prompts) or prompts.labels != self.model.config.labels:
             raise ConfigError(
                 f"this task model finds {', '.join(self.model.config.labels)} and takes no "
                 "prompts; use 'medclipsam run' to look for something else"
             )
 
-    def open_executor(self, around: Surroundings) -> Executor:
-        """See ``Labeller``."""
+    def open_executor(self, context: ExecutorContext) -> Executor:
+        """See ``Method``."""
         from medclipsam.engine.unet.executor import UnetExecutor
 
-        return UnetExecutor(self.pipeline, around)
+        return UnetExecutor(self.pipeline, context)

@@ -45,41 +45,43 @@ class Bundle:
 
     Attributes:
         folder: where it lies.
-        facts: the content of ``bundle.json``.
+        description: the content of ``bundle.json``.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    description: dict[str, Any]
 
     @property
     def name(self) -> str:
-        return self.facts["name"]
+        return self.description["name"]
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Settings found best for these weights, as ``EngineConfig`` takes them."""
-        return self.facts.get("defaults", {})
+        return self.description.get("defaults", {})
 
     @property
     def exports(self) -> dict[str, Any]:
         """Backend → precision → entry, see ``medclipsam.engine.weights.exports``."""
-        return self.facts.get("exports", {})
+        return self.description.get("exports", {})
 
     def with_exports(self, folder: Path, exports: dict[str, Any]) -> Bundle:
         """The same weights with exports that lie in ``folder``; built models are shared."""
-        other = Bundle(folder, {**self.facts, "exports": exports})
+        other = Bundle(folder, {**self.description, "exports": exports})
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k in ("clip", "sam")})
         return other
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the file hashes: the identity of the weights."""
-        return hashlib.sha256(json.dumps(self.facts["files"], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.description["files"], sort_keys=True).encode()
+        ).hexdigest()
 
     @cached_property
     def sam_config(self) -> SamConfig:
         sizes: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.facts["sam"].items()
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.description["sam"].items()
         }
         sizes.pop("identity", None)
         try:
@@ -148,9 +150,9 @@ def open_bundle(name: str) -> Bundle:
     folder = find_bundle(name)
     path = folder / DESCRIPTION
     try:
-        facts = json.loads(path.read_text("utf-8"))
-        schema, files = facts["schema"], dict(facts["files"])
-        complete = {"name", "clip", "sam"} <= facts.keys()
+        description = json.loads(path.read_text("utf-8"))
+        schema, files = description["schema"], dict(description["files"])
+        complete = {"name", "clip", "sam"} <= description.keys()
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BundleError(f"{path} is not a readable bundle description: {exc!r}") from exc
     if schema != SCHEMA or not complete:
@@ -170,7 +172,7 @@ def open_bundle(name: str) -> Bundle:
             raise BundleError(
                 f"{present} is not named in {path} and might be loaded unverified; remove it"
             )
-    return Bundle(folder, facts)
+    return Bundle(folder, description)
 
 
 def verify_file(folder: Path, relative: str, expected: str, remedy: str) -> None:
@@ -224,7 +226,7 @@ def write_description(
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != DESCRIPTION
     }
-    facts = {
+    description = {
         "schema": SCHEMA,
         "name": name,
         "clip": clip,
@@ -233,6 +235,6 @@ def write_description(
         "notes": notes or {},
         "files": files,
     }
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     write_durable(folder / DESCRIPTION, text.encode())
-    return Bundle(folder, facts)
+    return Bundle(folder, description)

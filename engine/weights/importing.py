@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from medclipsam.engine.durable import growing_folder
 from medclipsam.engine.errors import BundleError, ConfigError
 from medclipsam.engine.weights.bundle import (
     CLIP_FOLDER,
@@ -102,20 +103,16 @@ def import_bundle(
     if out.exists():
         raise ConfigError(f"{out} exists already; choose a new folder for the bundle")
     clip = clip or Source(find_clip_weights(clip_folder))
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with growing_folder(out) as growing:
+        partial = growing.path
         _copy_clip_description(clip_folder, partial / CLIP_FOLDER)
         clip_hash = _convert(
             clip, build_clip(partial / CLIP_FOLDER).model, partial / CLIP_FOLDER / WEIGHTS
         )
         sam_hash = _convert(sam, build_sam(SAM_PRESETS[sam_type]), partial / SAM_FOLDER / WEIGHTS)
-        facts = {"identity": KNOWN.get(clip_hash, clip.path.name), "source_sha256": clip_hash}
+        provenance = {"identity": KNOWN.get(clip_hash, clip.path.name), "source_sha256": clip_hash}
         identity = f"{KNOWN.get(sam_hash, sam.path.name)} ({sam_type}), sha256 {sam_hash}"
-        write_description(partial, name, facts, identity, SAM_PRESETS[sam_type], {})
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_description(partial, name, provenance, identity, SAM_PRESETS[sam_type], {})
     return Bundle(out, json.loads((out / DESCRIPTION).read_text("utf-8")))
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.prompts import parse_prompts, prompts_from_table, read_prompt_table
+from medclipsam.engine.prompts import make_prompts, parse_prompts, read_prompt_table
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_any_words_survive_every_kind_of_table(tmp_path, items, suffix):
 def test_prompts_of_a_settings_file():
     table = {"cyst": "a  cyst", "lung, left": ["left lung", "the left lung"]}
     expected = {"cyst": ("a cyst",), "lung, left": ("left lung", "the left lung")}
-    assert prompts_from_table(table).texts == expected
+    assert make_prompts(table).texts == expected
 
 
 @pytest.mark.parametrize("table", [{}, "a cyst", {"cyst": []}, {"cyst": [""]}, {"cyst": 3}])
 def test_other_prompts_of_a_settings_file_are_refused(table):
     with pytest.raises(ConfigError, match="prompts"):
-        prompts_from_table(table)
+        make_prompts(table)

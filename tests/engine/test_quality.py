@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from medclipsam.engine.config import ConfidenceConfig
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.quality import ConfidenceConfig, agreement, border_contact, features
+from medclipsam.engine.quality import agreement, border_contact, confidence, features
 from medclipsam.train.phantoms.calibration import fit_logistic
 
 FIGURES = {"predicted_iou": 0.9, "stability": 0.8, "agreement": 0.6, "contrast": 0.02}
@@ -37,7 +38,7 @@ def test_border_contact_against_a_walk_around_the_picture(shape):
 
 
 def test_without_calibration_it_is_a_geometric_mean():
-    assert ConfidenceConfig().of(FIGURES) == pytest.approx((0.9 * 0.8 * 0.6) ** (1 / 3))
+    assert confidence(FIGURES, ConfidenceConfig()) == pytest.approx((0.9 * 0.8 * 0.6) ** (1 / 3))
 
 
 @given(shares, shares, shares, st.floats(-1, 1) | st.just(math.nan))
@@ -49,7 +50,7 @@ def test_confidence_lies_in_0_1_whatever_the_figures(iou, stability, agreed, con
         "contrast": contrast,
     }
     for config in (ConfidenceConfig(), ConfidenceConfig(-3, 1, 2, 3, 40, 0.01)):
-        assert 0 <= config.of(figures) <= 1
+        assert 0 <= confidence(figures, config) <= 1
 
 
 def test_the_logistic_model_is_that_of_scikit_learn():
@@ -61,7 +62,7 @@ def test_the_logistic_model_is_that_of_scikit_learn():
     np.testing.assert_allclose(found, [*model.intercept_, *model.coef_[0]], atol=1e-5)
     config = ConfidenceConfig(*found, scale=0.05)
     seen = np.array([features(FIGURES, 0.05)])
-    assert config.of(FIGURES) == pytest.approx(model.predict_proba(seen)[0, 1], abs=1e-5)
+    assert confidence(FIGURES, config) == pytest.approx(model.predict_proba(seen)[0, 1], abs=1e-5)
 
 
 def test_nonsense_is_refused():

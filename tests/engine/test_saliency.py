@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.saliency import Question, SaliencyConfig, compute_saliency
-from medclipsam.engine.saliency.contrast import presence
+from medclipsam.engine.saliency.contrast import contrasts
 from medclipsam.engine.saliency.contrastcam import contrastcam
 from medclipsam.engine.saliency.gradcam import gradcam
 from medclipsam.engine.saliency.gscorecam import gscorecam
@@ -254,12 +254,12 @@ def whole_rows(pixels):
 def test_rows_do_not_depend_on_how_they_are_grouped(tiny_encoder):
     """The same bytes wherever a row stands in a batch and whoever shares the batch."""
     pixels = tiny_encoder.normalise(pictures(96, 21, seed=90))
-    ((_, everything),) = run_probes(tiny_encoder, [whole_rows(pixels)])
+    (everything,) = run_probes(tiny_encoder, [whole_rows(pixels)])
     assert everything.shape == (21, 128)
     torch.testing.assert_close(everything.norm(dim=1), torch.ones(21))
     for cuts in ((1, 20), (2, 15, 4), (0, 16, 0, 5), (17, 4), (7, 7, 7), (21,)):
         probes = [whole_rows(part) for part in pixels.split(cuts)]
-        found = [rows for _, rows in run_probes(tiny_encoder, probes)]
+        found = list(run_probes(tiny_encoder, probes))
         assert [len(rows) for rows in found] == list(cuts)
         parts = [rows for rows in found if len(rows)]
         assert torch.equal(torch.cat(parts), everything)
@@ -274,7 +274,7 @@ def test_images_do_not_change_each_other(tiny_encoder, images, prompts):
         for question, answer in zip(questions, together, strict=True):
             (alone,) = compute_saliency(tiny_encoder, [question], config)
             assert torch.equal(answer.saliency, alone.saliency)
-            assert torch.equal(answer.presence, alone.presence)
+            assert torch.equal(answer.contrast, alone.contrast)
 
 
 def test_only_the_last_batch_is_padded_and_rows_are_made_when_needed(tiny_encoder):
@@ -293,7 +293,7 @@ def test_only_the_last_batch_is_padded_and_rows_are_made_when_needed(tiny_encode
                 assert done >= n - 3
 
     done = 0
-    for n, (_, rows) in enumerate(run_probes(encoder, probes())):
+    for n, rows in enumerate(run_probes(encoder, probes())):
         assert rows.shape == (7, 4) and (rows == n).all()
         done += 1
     assert done == 50 and calls == [16] * math.ceil(350 / 16)
@@ -367,14 +367,14 @@ def test_presence_is_the_lead_over_the_nearest_rival():
     generator = torch.Generator().manual_seed(2)
     prompts, nulls = (F.normalize(torch.randn(n, 8, generator=generator)) for n in (3, 2))
     image = F.normalize(torch.randn(8, generator=generator), dim=0)
-    found = presence(prompts, nulls, image)
+    found = contrasts(prompts, nulls, image)
     for p in range(3):
         rivals = [float(v @ image) for v in (*prompts[:p], *prompts[p + 1 :], *nulls)]
         assert float(found[p]) == pytest.approx(float(prompts[p] @ image) - max(rivals), abs=1e-6)
-    alone = presence(prompts[:1], nulls, image)
+    alone = contrasts(prompts[:1], nulls, image)
     assert float(alone) == pytest.approx(float(prompts[0] @ image - (nulls @ image).max()))
-    assert presence(prompts[:1], nulls[:0], image).isnan().all()
-    assert presence(prompts, nulls[:0], image).isfinite().all()
+    assert contrasts(prompts[:1], nulls[:0], image).isnan().all()
+    assert contrasts(prompts, nulls[:0], image).isfinite().all()
 
 
 def test_spots_are_gaussians_on_an_even_grid():

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from medclipsam.train.phantoms.phantoms import make_phantom
-from medclipsam.train.recipes.recipe import find_recipe, read_recipe
+from medclipsam.train.recipes.recipe import read_recipe
 
 COUNT = 3  # images where a glob of the recipe matches
 COVID = "Lung Segmentation Data/Lung Segmentation Data"
@@ -21,7 +21,7 @@ COVID_FOLDERS = [
 
 def small(name):
     """A recipe that is content with the images of a miniature tree."""
-    recipe = read_recipe(find_recipe(name))
+    recipe = read_recipe(name)
     if recipe.pairs:
         return replace(recipe, pairs=replace(recipe.pairs, least=COUNT))
     parts = tuple(replace(part, least=COUNT) for part in recipe.parts)
@@ -85,8 +85,7 @@ def write_phantom_captions(data: Path, count: int) -> list[tuple[str, str]]:
         phantom = make_phantom(7_000_000 + n)
         path = data / f"images/{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+        path.write_bytes(cv2.imencode(".png", phantom.grey)[1].tobytes())
         rows.append((path.name, phantom.caption))
     return rows
 

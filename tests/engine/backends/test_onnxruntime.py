@@ -18,6 +18,7 @@ from medclipsam.engine.backends.session import open_session, prove_provider
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, BundleError
 from medclipsam.engine.evaluation.metrics import iou
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.weights.bundle import open_bundle, sha256_file
 from medclipsam.export.onnx import write_model
 from medclipsam.train.phantoms.phantoms import PROMPTS as TEXTS
@@ -141,9 +142,8 @@ def test_masks_are_those_of_torch_through_the_whole_pipeline(engines):
 
 
 def test_grouping_changes_no_byte(engines):
-    from medclipsam.engine.engine import as_prompts
 
-    frames, prompts = zip(*((rgb, as_prompts(wanted)) for rgb, wanted in scans(5)), strict=True)
+    frames, prompts = zip(*((rgb, make_prompts(wanted)) for rgb, wanted in scans(5)), strict=True)
     pipeline = engines[1].pipeline
     together = pipeline.segment(frames, prompts)
     for rgb, wanted, expected in zip(frames, prompts, together, strict=True):
@@ -241,7 +241,7 @@ def test_graphs_of_other_weights_or_sizes_are_refused(damaged, tiny_bundle):
     with pytest.raises(BackendError, match=r"another bundle .*medclipsam export phantom --to onnx"):
         open_graph(other, "score", CPU, "onnx")
     bundle = open_bundle(str(damaged))
-    bundle.facts["sam"]["image_size"] = 256
+    bundle.description["sam"]["image_size"] = 256
     for name in ("sam_encoder", "sam_decoder"):
         with pytest.raises(BackendError, match=rf"'{name}' .* takes inputs of .*these weights"):
             open_graph(bundle, name, CPU, "onnx")

@@ -6,8 +6,8 @@ import time
 import pytest
 from rich.console import Console
 
+from medclipsam.engine.cli import doctor
 from medclipsam.engine.cli.doctor import examine, to_table
-from medclipsam.engine.cli.main import doctor
 
 ONNX = {"onnx on cpu", "onnx on cuda", "onnx on tensorrt"}
 OPTIONAL = {"cuda", "pydensecrf", "tensorrt", *ONNX}

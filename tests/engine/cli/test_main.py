@@ -152,10 +152,3 @@ def test_models_list_and_verify(call, tiny_bundle_folder):
 def test_doctor(call):
     code, text = call("doctor", bundle=False)
     assert code == 0 and "torch" in text
-
-
-def test_the_flag_offers_every_output():
-    from medclipsam.engine.cli.run import OUTPUTS
-    from medclipsam.engine.outputs import COLLECTIONS, FORMATS
-
-    assert (*FORMATS, *COLLECTIONS) == OUTPUTS

@@ -300,7 +300,7 @@ def test_wrong_input_is_refused(rgb, p, said):
     ],
 )
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(ConfigError, match=f"crf.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=f"CrfConfig: {next(iter(wrong))} must be"):
         CrfConfig(**wrong)
 
 

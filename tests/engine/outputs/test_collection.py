@@ -413,7 +413,7 @@ def test_killed_at_any_write_leaves_no_half_collection(run, again):
 
 def test_what_a_killed_collection_left_is_cleared(run):
     run.add("a.png")
-    for name in (".collecting-nnunet", ".replaced-nnunet"):
+    for name in (".growing-nnunet", ".replaced-nnunet"):
         (run.folder / name / "Dataset501_x").mkdir(parents=True)
     run.collect("nnunet")
     assert left_behind(run.folder) == {"nnunet"}

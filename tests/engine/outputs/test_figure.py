@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medclipsam.engine.outputs.figure import BOX, MASK, inspection, overlay, preview
-from medclipsam.engine.types import Segment
+from medclipsam.engine.types import Segmentation
 
 NO_BOXES = np.zeros((0, 4), dtype=np.int32)
 
@@ -22,7 +22,7 @@ def segment(height, width, status="done"):
         mask[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = True
     saliency = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
     boxes = np.array([[width // 3, height // 4, width // 2 + 1, height // 2 + 1]], dtype=np.int32)
-    return Segment(
+    return Segmentation(
         status=status,
         mask=mask,
         boxes=boxes if mask.any() else NO_BOXES,

@@ -15,9 +15,9 @@ from PIL import Image as PillowImage
 
 from medclipsam.engine.archive.limits import Limits
 from medclipsam.engine.archive.readers.nifti import make_grid, read_nifti_mask, voxels_to_frames
+from medclipsam.engine.config import FORMATS
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.outputs import (
-    FORMATS,
     Labelled,
     encode_outputs,
     number_labels,

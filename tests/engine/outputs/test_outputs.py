@@ -21,10 +21,10 @@ from medclipsam.engine.outputs import (
     label_folders,
     mask_path,
     output_path,
+    preview_path,
     read_mask,
     safe_label,
 )
-from medclipsam.engine.report.report import preview_path
 from medclipsam.engine.types import Grid, ItemRef
 
 RASTER = Grid("raster")

@@ -17,7 +17,8 @@ from PIL import Image
 
 from medclipsam.engine.evaluation.evaluate import Case, Evaluation
 from medclipsam.engine.evaluation.table import to_json
-from medclipsam.engine.report.report import preview_path, write_report
+from medclipsam.engine.outputs import preview_path
+from medclipsam.engine.report.report import write_report
 from medclipsam.engine.report.review import read_review
 from medclipsam.engine.types import Outcome
 
@@ -250,7 +251,7 @@ def write(folder, outcomes, facts=None, identity="one"):
     """A report and its previews: the page's path."""
     for outcome in outcomes:
         if outcome.mask and outcome.item != "a/3.png":
-            path = folder / "report" / preview_path(outcome.label, outcome.item)
+            path = folder / preview_path(outcome.label, outcome.item)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 48), (60, 90, 120)).save(path)
     return write_report(folder, outcomes, facts or {"name": "trial"}, identity=identity)

@@ -11,10 +11,10 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from medclipsam.engine.outputs import preview_path
 from medclipsam.engine.report import report
-from medclipsam.engine.report.report import preview_path, write_report
-from medclipsam.engine.run.folder import FIGURES
-from medclipsam.engine.types import Outcome
+from medclipsam.engine.report.report import write_report
+from medclipsam.engine.types import FIGURES, Outcome
 
 HOSTILE = [
     "a b/[x] (1).png",
@@ -168,7 +168,7 @@ def test_hostile_names_stay_text_and_links_lead_to_the_very_file(tmp_path):
         assert row["message"] == name
         for link, path in (
             (row["mask"], f"../masks/mass/{name}"),
-            (row["preview"], str(preview_path("mass", name))),
+            ("report/" + row["preview"], str(preview_path("mass", name))),
         ):
             assert re.fullmatch(r"[A-Za-z0-9_.~%/-]+", link)
             assert unquote_to_bytes(link) == path.encode("utf-8", "surrogateescape")
@@ -222,7 +222,7 @@ def test_long_lists_are_cut_but_counted_and_keep_the_quarantine(tmp_path, monkey
 @pytest.mark.parametrize("item", ["a/1.png", "a b/100%.nii.gz", *HOSTILE])
 def test_previews_mirror_the_archive(item):
     name = item.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    assert preview_path("mass", item) == PurePosixPath("previews/mass", f"{name}.jpg")
+    assert preview_path("mass", item) == PurePosixPath("report/previews/mass", f"{name}.jpg")
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_previews_mirror_the_archive(item):
 )
 def test_unsafe_items_get_a_hashed_preview(item):
     path = preview_path("mass", item)
-    assert re.fullmatch(r"previews/mass/[0-9a-f]{64}\.jpg", str(path))
+    assert re.fullmatch(r"report/previews/mass/[0-9a-f]{64}\.jpg", str(path))
     assert path != preview_path("mass", item + "2")
 
 
 def test_labels_are_made_safe_for_previews():
-    assert preview_path("../lung, left", "1.png").parent.parent == PurePosixPath("previews")
+    assert preview_path("../lung, left", "1.png").parent.parent == PurePosixPath("report/previews")

@@ -10,12 +10,13 @@ import pytest
 from bad_input import write_corpus
 
 from medclipsam.engine.archive import Limits, open_archive
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.runner import RunOptions, run
 from medclipsam.train.phantoms.phantoms import make_phantom
 
-PROMPTS = as_prompts({"mass": "a mass"})
+PROMPTS = make_prompts({"mass": "a mass"})
 GROWTH = 1 << 20  # KiB by which the run's own process may grow; decoding happens elsewhere
 
 

@@ -10,9 +10,10 @@ from pycocotools.coco import COCO
 
 from medclipsam.engine.archive import open_archive
 from medclipsam.engine.cli.main import main
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.outputs import read_mask
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.runner import RunOptions, run
@@ -120,7 +121,7 @@ def test_confidence_and_acceptance(finished):
 def test_a_mask_kept_in_quarantine_comes_back_when_it_is_accepted(engine, archive, tmp_path):
     out = tmp_path / "run"
     options = RunOptions(outputs=("coco",), min_confidence=1.0)
-    summary = run(engine, open_archive(archive), as_prompts(PROMPTS), out, options)
+    summary = run(engine, open_archive(archive), make_prompts(PROMPTS), out, options)
     low = [key for key, o in rows(out).items() if o.reason == "low-confidence"]
     assert low and summary.collected.left_out["quarantined: low-confidence"]
     taken = summary.collected.taken["coco"]
@@ -132,7 +133,7 @@ def test_a_mask_kept_in_quarantine_comes_back_when_it_is_accepted(engine, archiv
 def test_collections_with_hashed_names(engine, archive, tmp_path):
     out = tmp_path / "run"
     options = RunOptions(hash_names=True, outputs=("nnunet",))
-    summary = run(engine, open_archive(archive), as_prompts(PROMPTS), out, options)
+    summary = run(engine, open_archive(archive), make_prompts(PROMPTS), out, options)
     assert summary.collected.taken["nnunet"] == 6
     table = next((out / "nnunet").glob("*/cases.csv")).read_text()
     assert "scan" not in table

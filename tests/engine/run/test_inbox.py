@@ -101,7 +101,7 @@ class Scripted(Inbox):
 class Counting(Executor):
     """An executor whose only work is to count what arrives."""
 
-    SAVER = ""
+    LOWER_MEMORY = ""
 
     def __init__(self, inbox, meter=None):
         self.inbox, self.meter = inbox, meter or Meter()

@@ -17,10 +17,10 @@ import pytest
 
 from medclipsam.engine import durable
 from medclipsam.engine.archive import read_image
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.outputs import read_mask
-from medclipsam.engine.prompts import read_prompt_table
+from medclipsam.engine.prompts import make_prompts, read_prompt_table
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.types import ItemRef
@@ -145,7 +145,7 @@ def test_grouping_does_not_change_a_byte_of_the_pipeline(engine, archive, finish
     names = [o.item for o in rows(finished.folder) if o.label == "mass" and o.mask]
     for name in names:
         frames.append(read_image(archive, ItemRef(name)).frames[0])
-        prompts.append(as_prompts(PROMPTS))
+        prompts.append(make_prompts(PROMPTS))
     for start in range(0, len(frames), batch):
         stop = start + batch
         found = engine.pipeline.segment(frames[start:stop], prompts[start:stop])

@@ -22,10 +22,11 @@ import pytest
 import torch
 
 from medclipsam.engine.archive import open_archive
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, OutputError
 from medclipsam.engine.outputs import FORMATS, read_mask
 from medclipsam.engine.pipeline import Pipeline
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run import streaming
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
@@ -102,7 +103,7 @@ EVERYTHING += ("report/previews",)
 def whole(engine, archive, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     options = RunOptions(outputs=FORMATS, trace=True)
-    summary = run(engine, open_archive(archive), as_prompts(PROMPTS), out, options)
+    summary = run(engine, open_archive(archive), make_prompts(PROMPTS), out, options)
     return summary
 
 
@@ -123,7 +124,7 @@ def test_order_and_threads_do_not_change_a_byte(engine, archive, whole, tmp_path
     shuffled = shuffle(open_archive(archive), seed)
     options = RunOptions(outputs=FORMATS)
     other = replace(engine, threads=threads)
-    run(other, shuffled, as_prompts(PROMPTS), tmp_path / "run", options)
+    run(other, shuffled, make_prompts(PROMPTS), tmp_path / "run", options)
     same(tmp_path / "run", whole)
 
 
@@ -257,7 +258,7 @@ def break_one_question(engine, culprit, monkeypatch):
     """Rows of one picture fail in the batch that they share with others."""
     from medclipsam.engine import saliency
 
-    target = engine.pipeline.ask(culprit, as_prompts(PROMPTS)).image
+    target = engine.pipeline.ask(culprit, make_prompts(PROMPTS)).image
     real = saliency._open_probe
 
     def open_probe(model, question, config):
@@ -389,18 +390,18 @@ def test_a_stalled_disk_stalls_the_run_without_growing_it(engine, tmp_path, monk
     for n in range(40):
         cv2.imwrite(str(root / f"{n:02d}.png"), grey(n, (40, 40)))
     go, loaded = threading.Event(), Counter()
-    real_write, real_read = RunFolder.write_all, streaming.Stream._read
+    real_write, real_read = RunFolder.write_all, streaming.read_image
 
     def write_all(self, files):
         go.wait(500)
         real_write(self, files)
 
-    def read(self, entry, ref):
+    def read(*args):
         loaded["n"] += 1
-        return real_read(self, entry, ref)
+        return real_read(*args)
 
     monkeypatch.setattr(RunFolder, "write_all", write_all)
-    monkeypatch.setattr(streaming.Stream, "_read", read)
+    monkeypatch.setattr(streaming, "read_image", read)
     options = RunOptions(memory=6 * streaming.FLOOR)
     answers = []
     thread = threading.Thread(
@@ -497,14 +498,14 @@ def test_a_hanging_read_does_not_hold_up_the_others(engine, tmp_path, monkeypatc
     root.mkdir()
     for n in range(5):
         cv2.imwrite(str(root / f"{n}.png"), grey(n, (40, 40)))
-    go, real = threading.Event(), streaming.Stream._read
+    go, real = threading.Event(), streaming.read_image
 
-    def read(self, entry, ref):
+    def read(entry, *more):
         if entry.ref.path == "2.png":
             go.wait(500)
-        return real(self, entry, ref)
+        return real(entry, *more)
 
-    monkeypatch.setattr(streaming.Stream, "_read", read)
+    monkeypatch.setattr(streaming, "read_image", read)
     out = tmp_path / "run"
     thread = threading.Thread(target=lambda: engine.run(root, PROMPTS, out))
     thread.start()

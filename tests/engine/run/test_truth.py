@@ -20,9 +20,10 @@ from medclipsam.engine import boxes, pipeline
 from medclipsam.engine.archive import Decoders, open_archive
 from medclipsam.engine.archive.containers.seen import Seen
 from medclipsam.engine.backends.faults import refuse_broken
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, ConfigError, OutputError
 from medclipsam.engine.pipeline import Pipeline
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run import commit, streaming
 from medclipsam.engine.run import zero_shot as zero_shot_executor
 from medclipsam.engine.run.budget import Budget
@@ -34,7 +35,6 @@ from medclipsam.engine.run.naming import PlainNames
 from medclipsam.engine.run.runner import RunOptions, run
 from medclipsam.engine.run.streak import LIMIT
 from medclipsam.engine.run.work import Work
-from medclipsam.engine.saliency import SaliencyQueue
 from medclipsam.engine.saliency.rows import RowQueue
 from medclipsam.engine.segment import Segmenter
 from medclipsam.engine.types import Image, ItemRef
@@ -81,7 +81,7 @@ def attempt(engine, archive, out, options=OPTIONS, **more):
     def drive():
         try:
             listed = open_archive(archive) if isinstance(archive, Path) else archive
-            ended.append(run(engine, listed, as_prompts(PROMPTS), out, options, **more))
+            ended.append(run(engine, listed, make_prompts(PROMPTS), out, options, **more))
         except BaseException as exc:
             ended.append(exc)
 
@@ -132,16 +132,16 @@ STEPS = [
     (streaming, "weigh", None),
     (Executor, "load", None),
     (Pipeline, "ask", "encode_image"),
-    (SaliencyQueue, "ask", "encode_image"),
+    (pipeline, "open_probe", "encode_image"),
     (RowQueue, "run", "compute_saliency"),
-    (SaliencyQueue, "answers", "compute_saliency"),
+    (RowQueue, "finished", "compute_saliency"),
     (zero_shot_executor, "to_numpy", "compute_saliency"),
     (Pipeline, "refine", "refine_mask"),
     (pipeline, "select_boxes", "extract_boxes"),
     (zero_shot_executor, "quantise", "refine_mask"),
     (Segmenter, "encode_image", "segment_encode"),
     (Segmenter, "segment", "segment_decode"),
-    (Pipeline, "conclude", "segment_decode"),
+    (Pipeline, "to_segmentation", "segment_decode"),
     (streaming, "finish_work", None),
     (RunFolder, "write_all", None),
     (PlainNames, "name", None),
@@ -482,7 +482,7 @@ def test_the_weight_of_an_item_covers_what_its_stages_hold(engine, labels, colou
     side = 512
     rgb = np.random.default_rng(0).integers(0, 256, (side, side, 3 if colour else 1), np.uint8)
     frames = rgb[None] if colour else np.broadcast_to(rgb[None], (1, side, side, 3))
-    prompts = as_prompts({f"label {n}": f"wording {n}" for n in range(labels)})
+    prompts = make_prompts({f"label {n}": f"wording {n}" for n in range(labels)})
     work = Work(ItemRef("a"), prompts, Image(ItemRef("a"), frames, None))
     weight = streaming.weigh(work, formats, threads=1)
     cells = np.random.default_rng(1).random((labels, 12, 12)).astype(np.float32)
@@ -527,7 +527,8 @@ def test_sam_s_masks_at_source_size_are_never_held_together(engine, monkeypatch)
     (found,) = segmenter.segment([embedding], [rgb.shape[:2]], [many])
     assert set(sizes) == {(1,)}
     monkeypatch.undo()
-    full = segmenter.to_source(torch.from_numpy(found.logits), rgb.shape[:2])
+    logits, _ = segmenter.decode([embedding], [rgb.shape[:2]], [many])
+    full = segmenter.to_source(logits, rgb.shape[:2])
     np.testing.assert_array_equal(found.mask, (full > 0).any(0).numpy())
     above, below = (full > 1).sum((1, 2)), (full > -1).sum((1, 2))
     assert found.stability == pytest.approx(float((above / below.clamp_min(1)).mean()), abs=1e-6)

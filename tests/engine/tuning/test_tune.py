@@ -14,7 +14,7 @@ from medclipsam.engine.config import make_config, read_toml
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.evaluation.metrics import dice
-from medclipsam.engine.prompts import prompts_from_table
+from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.tuning.axes import AXES, Candidate, presences, wordings
 from medclipsam.engine.tuning.chance import chance, least_cases
 from medclipsam.engine.tuning.tune import Sample, Tuner, read_samples
@@ -281,7 +281,7 @@ def test_the_command_writes_settings_that_run_takes(folder, tmp_path):
     assert "4 images, 8 true masks" in result.output and "contrastcam" in result.output
     assert "label at least 8" in result.output
     settings = read_toml(out)
-    assert prompts_from_table(settings.pop("prompts")) == WANTED
+    assert make_prompts(settings.pop("prompts")) == WANTED
     make_config(settings)  # every setting is one that there is
     again = CliRunner().invoke(main, [*arguments, "-o", str(out)])
     assert again.exit_code == 2 and "exists" in again.output

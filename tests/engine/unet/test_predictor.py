@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from medclipsam.engine.archive import open_archive
 from medclipsam.engine.cli.main import main
-from medclipsam.engine.engine import Engine, as_prompts
+from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, ConfigError
 from medclipsam.engine.outputs import read_mask
-from medclipsam.engine.prompts import PromptTable
+from medclipsam.engine.prompts import PromptTable, make_prompts
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.runner import RunOptions, fingerprint, run
 from medclipsam.engine.types import Prompts
@@ -149,7 +149,7 @@ def test_a_stopped_run_resumes(predictor, archive, whole, tmp_path):
     same(out, whole)
 
 
-STAGES = {"prepare": "encode_image", "infer": "compute_saliency", "conclude": "refine_mask"}
+STAGES = {"prepare": "encode_image", "infer": "compute_saliency", "threshold": "refine_mask"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -222,7 +222,7 @@ def test_fingerprints_of_both_methods(predictor, tiny_bundle_folder, archive):
     opened, common = open_archive(archive), {"archive", "selection", "labels", "prompts"}
     common |= {"outputs", "min_confidence", "hash_names", "device", "backend", "versions", "config"}
     engine = Engine.open(str(tiny_bundle_folder), "cpu", threads=1)
-    found = fingerprint(engine, opened, as_prompts({"a": "b"}), RunOptions())
+    found = fingerprint(engine, opened, make_prompts({"a": "b"}), RunOptions())
     assert set(found) == common | {"bundle"}
     assert found["bundle"] == {"name": engine.bundle.name, "digest": engine.bundle.digest}
     assert found["config"]["crf"]["tau"] == engine.config.crf.tau

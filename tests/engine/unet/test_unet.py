@@ -49,7 +49,9 @@ def test_what_was_written_is_what_is_opened(folder):
     model = open_task_model(folder)
     assert is_task_model(folder) and not is_task_model(folder.parent)
     assert model.name == "task-one" and model.config == tiny_config(mean=(0.2, 0.3, 0.4))
-    assert model.facts["training"]["parameters"] == sum(p.numel() for p in model.net.parameters())
+    assert model.description["training"]["parameters"] == sum(
+        p.numel() for p in model.net.parameters()
+    )
     torch.manual_seed(3)
     same, pixels = build_unet(model.config).eval(), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -177,7 +179,7 @@ def test_masks_lie_on_the_pixels_of_the_source(shape, mode):
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 2, (2, 32, 32)).astype(np.float32)
     pipeline = UnetPipeline(brightness, config, CPU, 1)
-    found = pipeline.conclude(np.zeros((*shape, 3), np.uint8), logits)
+    found = pipeline.threshold(np.zeros((*shape, 3), np.uint8), logits)
     for n, (label, threshold) in enumerate(zip(config.labels, (0.3, 0.7), strict=True)):
         cells = 1 / (1 + np.exp(-logits[n].astype(np.float64)))
         truth = naive_probability(cells, shape, 32, mode)
@@ -224,7 +226,7 @@ def test_a_sure_network_expects_a_perfect_mask():
 
 def test_labels_may_overlap():
     config = tiny_config()
-    both = UnetPipeline(brightness, config, CPU, 1).conclude(
+    both = UnetPipeline(brightness, config, CPU, 1).threshold(
         np.zeros((20, 20, 3), np.uint8), np.full((2, 32, 32), 5, np.float32)
     )
     assert both["bright"].mask.all() and both["dark"].mask.all()

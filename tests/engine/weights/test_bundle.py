@@ -44,10 +44,10 @@ def change_facts(folder, change):
 def test_a_whole_bundle_opens(folder):
     opened = open_bundle(str(folder))
     assert opened.name == "phantom" and opened.sam_config == SAM_CONFIG
-    assert set(FILES) <= set(opened.facts["files"])
+    assert set(FILES) <= set(opened.description["files"])
     assert opened.clip.image_size == 96 and opened.clip is opened.clip
     assert opened.sam.image_encoder.img_size == 128
-    for name, digest in opened.facts["files"].items():
+    for name, digest in opened.description["files"].items():
         assert sha256_file(folder / name) == digest and len(digest) == 64
 
 

@@ -22,8 +22,8 @@ from pydicom.uid import (
 )
 
 from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.readers.dicom import HAVE_GDCM
 from medclipsam.engine.archive.readers.dicom.bits import AS_STORED, stored_values
-from medclipsam.engine.archive.readers.dicom.codecs import HAVE_GDCM
 from medclipsam.engine.archive.readers.dicom.file import complete, read_syntax
 from medclipsam.engine.archive.readers.dicom.geometry import Planes, make_affine, read_planes
 from medclipsam.engine.archive.readers.dicom.grayscale import show_grey

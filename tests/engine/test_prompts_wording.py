@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from medclipsam.engine.cli.main import main
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.prompts import check_wording, cut_wording, read_tokens
 from medclipsam.engine.types import Prompts
-from medclipsam.engine.wording import check_wording, cut_wording, read_tokens
 
 KNOWN = ["breast", "ultrasound", "showing", "a", "mass"]
 RGB = np.zeros((40, 56, 3), np.uint8)

@@ -1,7 +1,6 @@
 """One ONNX graph → one serialised TensorRT engine, with the API of TensorRT 10 and 11.
 
-In both the network is strongly typed. In 10 that must be asked for; in 11 it always is, and the
-flags that once chose precisions are gone.
+In both the network is strongly typed: in 10 because it is asked for, in 11 always.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from medclipsam.engine.backends.private import (
     write_private,
 )
 from medclipsam.engine.backends.shapes import Range
-from medclipsam.engine.backends.tensorrt_runtime import open_logger, start, version_of
+from medclipsam.engine.backends.tensorrt_runtime import open_logger, start
 from medclipsam.engine.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -54,9 +53,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, workspace)
     config.profiling_verbosity = runtime.ProfilingVerbosity.DETAILED  # for the inspector
-    config.hardware_compatibility_level = runtime.HardwareCompatibilityLevel.NONE
     flags = runtime.BuilderFlag
-    config.clear_flag(flags.VERSION_COMPATIBLE)
     config.clear_flag(flags.TF32)  # float32 is float32
     if hasattr(flags, "DISTRIBUTIVE_INDEPENDENCE"):  # newer than 10.0
         config.set_flag(flags.DISTRIBUTIVE_INDEPENDENCE)  # a row's place in the batch is nothing
@@ -84,9 +81,7 @@ def parse_graph(runtime: Any, builder: Any, source: Path, name: str) -> tuple[An
     Raises:
         BackendError: names every node that TensorRT does not take, and why.
     """
-    typed = runtime.NetworkDefinitionCreationFlag
-    flags = 1 << int(typed.STRONGLY_TYPED) if version_of(runtime) < (11, 0) else 0
-    network = builder.create_network(flags)
+    network = builder.create_network(1 << int(runtime.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = runtime.OnnxParser(network, open_logger(runtime))
     if not parser.parse_from_file(str(source)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

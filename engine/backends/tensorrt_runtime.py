@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +19,7 @@ from medclipsam.engine.errors import BackendError
 log = logging.getLogger(__name__)
 
 LEAST = (10, 0)  # the first with int64 tensors and opset 20
+current = torch.cuda.device  # a block in which TensorRT creates things on this device
 LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
 
 
@@ -36,17 +36,12 @@ def load_runtime() -> Any:
             f"backend tensorrt needs TensorRT ({exc}); pip install 'medclipsam[tensorrt]' where "
             "there is an NVIDIA GPU, or use --backend torch"
         ) from exc
-    if version_of(tensorrt) < LEAST:
+    if tuple(map(int, tensorrt.__version__.split(".")[:2])) < LEAST:
         raise BackendError(
             f"backend tensorrt needs TensorRT {LEAST[0]}.{LEAST[1]} or newer, here is "
             f"{tensorrt.__version__}; pip install --upgrade 'medclipsam[tensorrt]'"
         )
     return tensorrt
-
-
-def version_of(runtime: Any) -> tuple[int, ...]:
-    """(major, minor)."""
-    return tuple(map(int, runtime.__version__.split(".")[:2]))
 
 
 def prove_runtime() -> str:
@@ -115,11 +110,6 @@ def require_gpu(device: torch.device) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices; use --backend torch or onnx"
         )
     return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """A block in which ``device`` is the one that TensorRT creates things on."""
-    return torch.cuda.device(device)
 
 
 def load_engine(runtime: Any, plan: bytes, name: str) -> Any:

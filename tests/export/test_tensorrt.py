@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -315,8 +316,8 @@ def test_graphs_of_another_image_size_are_refused(trt11, tiny_bundle, tmp_path):
 
 
 def test_graphs_of_other_weights_are_refused(trt11, bundle):
-    facts = {**bundle.facts, "files": {**bundle.facts["files"], "x": "y"}}
-    other = dataclasses.replace(bundle, facts=facts)
+    facts = {**bundle.description, "files": {**bundle.description["files"], "x": "y"}}
+    other = dataclasses.replace(bundle, description=facts)
     other.__dict__["clip"] = bundle.clip
     with pytest.raises(BackendError, match="is one of another bundle"):
         build(other)
@@ -348,9 +349,11 @@ def test_layers_of_another_type_are_named(trt, tiny_bundle, tmp_path, precision,
 
 
 def test_weak_typing_would_be_noticed(trt, tiny_bundle, tmp_path, monkeypatch):
-    if trt.__version__.startswith("11"):
+    flags = trt.NetworkDefinitionCreationFlag
+    if not hasattr(flags, "EXPLICIT_BATCH"):
         pytest.skip("11 has no weak typing")
-    monkeypatch.setattr("medclipsam.export.tensorrt_builder.version_of", lambda runtime: (11, 0))
+    weak = SimpleNamespace(STRONGLY_TYPED=flags.EXPLICIT_BATCH)
+    monkeypatch.setattr(trt, "NetworkDefinitionCreationFlag", weak)
     with pytest.raises(BackendError, match="in fp32 instead of fp16"):
         build(write_exports(tiny_bundle, tmp_path, "fp16"), precision="fp16")
 
@@ -382,7 +385,7 @@ def test_an_engine_without_details_is_refused(trt11, bundle):
 @pytest.fixture
 def published(bundle, tiny_bundle_folder):
     """The bundle as a folder with a description that can be written."""
-    facts = {**bundle.facts, "exports": bundle.exports}
+    facts = {**bundle.description, "exports": bundle.exports}
     (bundle.folder / "bundle.json").write_text(json.dumps(facts))
     return bundle
 

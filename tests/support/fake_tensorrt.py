@@ -13,7 +13,7 @@ import hashlib
 import json
 from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -71,14 +71,12 @@ def make(version):
     fake.DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT32 INT64 BOOL")
     fake.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
     fake.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED NONE")
-    fake.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS")
     fake.LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
-    fake.NetworkDefinitionCreationFlag = enum.IntEnum(
-        "NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH", "STRONGLY_TYPED"], start=0
-    )
-    flags = ["TF32", "VERSION_COMPATIBLE", "STRIP_PLAN"]
-    flags += ["FP16", "BF16"] if major < 11 else ["DISTRIBUTIVE_INDEPENDENCE"]
-    fake.BuilderFlag = enum.IntEnum("BuilderFlag", flags)
+    kinds = ["EXPLICIT_BATCH", "STRONGLY_TYPED"] if major < 11 else ["STRONGLY_TYPED"]
+    kinds = enum.IntEnum("NetworkDefinitionCreationFlag", kinds, start=0)
+    fake.NetworkDefinitionCreationFlag, strong = kinds, 1 << int(kinds.STRONGLY_TYPED)
+    flags = {"FP16": 0, "BF16": 17} if major < 11 else {"DISTRIBUTIVE_INDEPENDENCE": 27}
+    fake.BuilderFlag = enum.IntEnum("BuilderFlag", {"TF32": 6, **flags})
 
     class ILogger:
         Severity = severity
@@ -108,18 +106,17 @@ def make(version):
         def serialize(self):
             return json.dumps(self.entries).encode()
 
-        def combine(self, other, ignore_mismatch):
-            self.entries = sorted({*self.entries, *other.entries})
+        def combine(self, input_cache, ignore_mismatch):
+            self.entries = sorted({*self.entries, *input_cache.entries})
             return True
 
     class Config(Slotted):
-        KNOWN = ("profiling_verbosity", "hardware_compatibility_level", "progress_monitor")
+        KNOWN = ("profiling_verbosity", "progress_monitor")
 
         def __init__(self, logger):
             self._logger, self._flags, self._profiles = logger, {fake.BuilderFlag.TF32}, []
             self._pools, self._cache = {}, None
             self.profiling_verbosity = fake.ProfilingVerbosity.LAYER_NAMES_ONLY
-            self.hardware_compatibility_level = fake.HardwareCompatibilityLevel.NONE
             self.progress_monitor = None
 
         def set_memory_pool_limit(self, pool, pool_size):
@@ -138,9 +135,9 @@ def make(version):
             self._profiles.append(profile)
             return len(self._profiles) - 1
 
-        def create_timing_cache(self, data):
+        def create_timing_cache(self, serialized_timing_cache):
             try:
-                return TimingCache(json.loads(bytes(data) or b"[]"))
+                return TimingCache(json.loads(bytes(serialized_timing_cache) or b"[]"))
             except ValueError:
                 return None
 
@@ -155,10 +152,10 @@ def make(version):
         def __init__(self):
             self._shapes = {}
 
-        def set_shape(self, name, least, usual, most):
-            if not all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)):
-                raise ValueError(f"Shape provided for {name} is inconsistent")
-            self._shapes[name] = [list(least), list(usual), list(most)]
+        def set_shape(self, input, min, opt, max):
+            if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+                raise ValueError(f"Shape provided for {input} is inconsistent")
+            self._shapes[input] = [list(min), list(opt), list(max)]
 
     class Tensor(Slotted):
         KNOWN = ("name", "shape")
@@ -177,18 +174,9 @@ def make(version):
         def get_input(self, index):
             return Tensor(self._model.graph.input[index])
 
-    class ParserError:
-        def __init__(self, name, operator, text):
-            self._said = name, operator, text
-
-        def node_name(self):
-            return self._said[0]
-
-        def node_operator(self):
-            return self._said[1]
-
-        def desc(self):
-            return self._said[2]
+    def parser_error(name, operator, text):
+        said = {"node_name": name, "node_operator": operator, "desc": text}
+        return SimpleNamespace(**{key: lambda word=word: word for key, word in said.items()})
 
     class OnnxParser:
         def __init__(self, network, logger):
@@ -200,12 +188,12 @@ def make(version):
             try:
                 self.network._model = onnx.load(model)
             except Exception:
-                self.errors.append(ParserError("", "", "Failed to parse the model"))
+                self.errors.append(parser_error("", "", "Failed to parse the model"))
                 return False
             for node in self.network._model.graph.node:
                 if node.op_type in fake.unsupported:
                     why = fake.unsupported[node.op_type]
-                    self.errors.append(ParserError(node.name, node.op_type, why))
+                    self.errors.append(parser_error(node.name, node.op_type, why))
             return not self.errors
 
         @property
@@ -220,7 +208,6 @@ def make(version):
             self.logger = require_logger(logger)
 
         def create_network(self, flags=0):
-            strong = 1 << int(fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
             return Network(major >= 11 or bool(flags & strong))
 
         def create_builder_config(self):

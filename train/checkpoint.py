@@ -9,7 +9,6 @@ dictionaries of them, so that reading one runs no code.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -19,9 +18,8 @@ from typing import Any
 
 import torch
 
-from medclipsam.engine.differences import differences
-from medclipsam.engine.durable import durable_file, make_folder, remove_unfinished
-from medclipsam.engine.errors import ConfigError, OutputError
+from medclipsam.engine.durable import durable_file, make_folder, remove_unfinished, take_lock
+from medclipsam.engine.errors import ConfigError, OutputError, differences
 
 KEPT = 2
 NAMED = 4  # differences that a refusal lists
@@ -113,13 +111,5 @@ def hold(folder: Path) -> Iterator[None]:
         OutputError: the folder cannot be written.
     """
     make_folder(folder)
-    try:
-        lock = (folder / LOCK).open("a")
-    except OSError as exc:
-        raise OutputError(f"cannot write {folder / LOCK}: {exc.strerror}") from exc
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise ConfigError(f"a training is going on in {folder}; wait or stop it") from exc
+    with take_lock(folder / LOCK, f"a training is going on in {folder}; wait or stop it"):
         yield

@@ -20,7 +20,7 @@ import numpy as np
 from medclipsam.engine.archive import Entry
 from medclipsam.engine.archive.files import open_file
 from medclipsam.engine.archive.readers.dicom.file import read_header
-from medclipsam.engine.errors import ConfigError, InputError
+from medclipsam.engine.errors import ConfigError
 
 ATTEMPTS = 200  # draws of a split that has every label on both sides
 HASH = 16  # hex digits of a patient's key
@@ -101,8 +101,6 @@ def _read_header(entry: Entry, data: bytes | None) -> str:
             return _read_id(io.BytesIO(data))
         with open_file(entry.files[0]) as stream:
             return _read_id(stream)
-    except InputError:  # decoding it says why
-        return ""
     except Exception:  # a damaged header may raise anything; decoding it says why
         return ""
 

@@ -51,7 +51,7 @@ def test_shipped_bundle_is_small_and_whole():
     folder = SHIPPED / "phantom"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= MEGABYTES * 2**20
-    assert open_bundle("phantom").facts["notes"]["training"]["clip"]["seed"] == 0
+    assert open_bundle("phantom").description["notes"]["training"]["clip"]["seed"] == 0
 
 
 def test_phantom_archive_is_the_same_every_time(tmp_path):

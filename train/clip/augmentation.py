@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-AUGMENTATIONS = ("none", "light", "patches")
-
 
 def augment(kind: str, images: Tensor, spare: Tensor | None) -> Tensor:
     """Images (B, C, S, S) in [0, 1], changed at random as ``kind`` says.

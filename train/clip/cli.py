@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,8 @@ import click
 
 from medclipsam.engine.cli.options import report_errors
 from medclipsam.engine.errors import ConfigError
-from medclipsam.train.pairs.options import pair_options
-
-LOSSES = ("dhn-nce", "hn-nce", "dcl", "info-nce")
-AUGMENTATIONS = ("none", "light", "patches")
+from medclipsam.train.clip.settings import ClipTraining
+from medclipsam.train.options import FOLDER, device_option, pair_options, setting, threads_option
 
 
 @click.command()
@@ -24,11 +20,11 @@ AUGMENTATIONS = ("none", "light", "patches")
     "-o",
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of the training; the new bundle is its sub-folder 'bundle'.",
 )
 @click.option("--bundle", default="biomedclip", show_default=True, help="Where to start from.")
-@click.option("--from-scratch", is_flag=True, help="Only the bundle's architecture is taken.")
+@setting(ClipTraining, "from_scratch", "Only the bundle's architecture is taken.")
 @pair_options
 @click.option(
     "--mask-column", help="Masks of what captions are about, which blurred patches do not hide."
@@ -40,33 +36,23 @@ AUGMENTATIONS = ("none", "light", "patches")
     metavar="SHARE|PAIRS",
     help="Share of the pairs, or pairs of their own, to choose the best epoch by; 0 for none.",
 )
-@click.option("--loss", type=click.Choice(LOSSES), default="dhn-nce", show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=0.6,
-              show_default=True)  # fmt: skip
-@click.option("--beta", type=click.FloatRange(0), default=0.15, show_default=True,
-              help="Hardness of negatives.")  # fmt: skip
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--batch", type=click.IntRange(2), default=64, show_default=True,
-              help="Pairs that see each other, over all GPUs.")  # fmt: skip
-@click.option("--part", type=click.IntRange(0), default=0, show_default=True,
-              help="Pairs embedded at once, where a batch does not fit.")  # fmt: skip
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-5,
-              show_default=True)  # fmt: skip
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.1, show_default=True)
-@click.option("--warmup", type=click.IntRange(0), default=100, show_default=True, help="Steps.")
-@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), default=1.0,
-              show_default=True)  # fmt: skip
-@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-              help="Decay of averaged weights, which are then the ones kept.")  # fmt: skip
-@click.option("--lora", type=click.IntRange(0), default=0, show_default=True,
-              help="Rank of low-rank additions; 0 trains all weights.")  # fmt: skip
-@click.option("--augmentation", type=click.Choice(AUGMENTATIONS), default="none",
-              show_default=True)  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
-              show_default=True)  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@setting(ClipTraining, "loss")
+@setting(ClipTraining, "temperature")
+@setting(ClipTraining, "beta", "Hardness of negatives.")
+@setting(ClipTraining, "epochs")
+@setting(ClipTraining, "batch", "Pairs that see each other, over all GPUs.")
+@setting(ClipTraining, "part", "Pairs embedded at once, where a batch does not fit.")
+@setting(ClipTraining, "learning_rate")
+@setting(ClipTraining, "weight_decay")
+@setting(ClipTraining, "warmup", "Steps.")
+@setting(ClipTraining, "clip_norm")
+@setting(ClipTraining, "ema", "Decay of averaged weights, which are then the ones kept.")
+@setting(ClipTraining, "lora", "Rank of low-rank additions; 0 trains all weights.")
+@setting(ClipTraining, "augmentation")
+@setting(ClipTraining, "precision")
+@setting(ClipTraining, "seed")
+@device_option
+@threads_option
 @report_errors
 def clip(
     pairs: str,
@@ -81,7 +67,7 @@ def clip(
     validation: str,
     device: str,
     threads: int | None,
-    **options: Any,
+    **settings: Any,
 ) -> None:
     """Fine-tune the CLIP of a bundle on images and captions.
 
@@ -94,21 +80,15 @@ def clip(
     medclipsam train clip 'roco-{00..31}.tar' -o models/roco --lora 16 --precision bf16
     torchrun --nproc-per-node 4 -m medclipsam.engine.cli train clip medpix.csv -o models/medpix
     """
-    import torch
-
     from medclipsam.engine.cli.stopping import stop_on_signals
     from medclipsam.engine.weights.bundle import open_bundle
-    from medclipsam.train.clip.fit import ClipTraining
     from medclipsam.train.clip.run import refuse_foreign, train_clip
     from medclipsam.train.pairs.pairs import read_pairs
     from medclipsam.train.problems import Problems
     from medclipsam.train.ranks import open_ranks
+    from medclipsam.train.threads import use_threads
 
-    names = {field.name for field in fields(ClipTraining)}
-    training = ClipTraining(**{name: value for name, value in options.items() if name in names})
-    share = _share(validation)
-    count = threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
+    training, share, count = ClipTraining(**settings), _share(validation), use_threads(threads)
     refuse_foreign(out)
     with open_ranks(device) as ranks, stop_on_signals(lambda t: click.echo(t, err=True)) as stop:
 

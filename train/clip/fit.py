@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.models import Clip
-from medclipsam.train.clip.augmentation import AUGMENTATIONS, augment
+from medclipsam.train.clip.augmentation import augment
 from medclipsam.train.clip.contrast import add_gradients
 from medclipsam.train.clip.lora import add_low_rank
-from medclipsam.train.losses import LOSSES, contrast
+from medclipsam.train.clip.settings import ClipTraining
+from medclipsam.train.losses import contrast
 from medclipsam.train.pairs.prepared import Prepared
 from medclipsam.train.ranks import Ranks
 from medclipsam.train.schedule import make_autocast, warmup_cosine
@@ -31,63 +32,8 @@ from medclipsam.train.schedule import make_autocast, warmup_cosine
 SAVE_EVERY = 200  # steps between checkpoints within an epoch
 
 
-@dataclass(frozen=True)
-class ClipTraining:
-    """How to train; batch, weight decay, temperature and β are those of the authors' script.
-
-    Attributes:
-        loss: see ``medclipsam.train.losses``.
-        epochs: passes over the pairs; what is left of a batch at the end of one is dropped.
-        batch: pairs that see each other, over all ranks.
-        part: pairs that are embedded at once on one rank, 0 for all.
-        warmup: steps of linear rise before the cosine.
-        temperature, beta: of the loss.
-        clip_norm: largest norm of the gradient.
-        ema: decay of the averaged weights that are validated and kept; 0 for none.
-        lora: rank of low-rank additions to frozen weights; 0 trains all weights.
-        augmentation: see ``medclipsam.train.clip.augmentation``.
-        precision: arithmetic of the towers.
-        from_scratch: random weights of the bundle's architecture instead of its own.
-    """
-
-    loss: str = "dhn-nce"
-    epochs: int = 10
-    batch: int = 64
-    part: int = 0
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.1
-    warmup: int = 100
-    temperature: float = 0.6
-    beta: float = 0.15
-    clip_norm: float = 1.0
-    ema: float = 0.0
-    lora: int = 0
-    augmentation: str = "none"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    from_scratch: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("loss", LOSSES), ("augmentation", AUGMENTATIONS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}"
-                )
-        if self.batch < 2:
-            raise ConfigError(f"a contrastive batch has two pairs at least, got {self.batch}")
-        if not self.temperature > 0 or not self.beta >= 0:
-            raise ConfigError(
-                "the temperature is above 0 and beta at least 0, got "
-                f"{self.temperature} and {self.beta}"
-            )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"the decay of averaged weights lies in [0, 1), got {self.ema}")
-        if self.lora and self.from_scratch:
-            raise ConfigError("low-rank additions to random weights teach nothing: leave out one")
-
-
-class Watcher(Protocol):
-    """Who is told how a training goes."""
+class Watcher:
+    """Who is told how a training goes. This one says and keeps nothing, as further ranks do."""
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """One update was made."""
@@ -97,6 +43,7 @@ class Watcher(Protocol):
 
     def save(self, step: int, trainer: ClipTrainer) -> None:
         """The state at ``step`` is worth keeping."""
+        trainer.ranks.wait()
 
 
 @dataclass

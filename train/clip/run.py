@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from medclipsam.engine.durable import write_durable
-from medclipsam.engine.errors import ConfigError, OutputError
+from medclipsam.engine.durable import growing_folder, write_durable
+from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import (
     CLIP_FOLDER,
     WEIGHTS,
@@ -37,8 +37,9 @@ from medclipsam.engine.weights.bundle import (
 )
 from medclipsam.engine.weights.models import Clip, build_clip
 from medclipsam.train.checkpoint import Checkpoints, hold
-from medclipsam.train.clip.fit import ClipTrainer, ClipTraining
+from medclipsam.train.clip.fit import ClipTrainer, Watcher
 from medclipsam.train.clip.lora import merge_low_rank
+from medclipsam.train.clip.settings import ClipTraining
 from medclipsam.train.pairs.pairs import PairList
 from medclipsam.train.pairs.prepared import Prepared, prepare
 from medclipsam.train.problems import Problems
@@ -51,7 +52,7 @@ Log = Callable[[str], None]
 
 
 @dataclass
-class Record:
+class Record(Watcher):
     """What is written while a training goes on; only the first rank does.
 
     Attributes:
@@ -79,8 +80,6 @@ class Record:
             self._recent = []
 
     def epoch(self, step: int, epoch: int, trainer: ClipTrainer) -> None:
-        if not trainer.ranks.first:
-            return
         best = max((entry.get("top-1", -1.0) for entry in self.history), default=-1.0)
         figures = {} if self.validation is None else judge(trainer, self.validation)
         self.history.append({"epoch": epoch, "step": step, **figures})
@@ -93,9 +92,8 @@ class Record:
             write_durable(self.out / BEST, save(plain_weights(trainer)))
 
     def save(self, step: int, trainer: ClipTrainer) -> None:
-        if trainer.ranks.first:
-            self.checkpoints.save(step, {**trainer.state(), "history": self.history})
-        trainer.ranks.wait()
+        self.checkpoints.save(step, {**trainer.state(), "history": self.history})
+        super().save(step, trainer)
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -109,17 +107,6 @@ class Record:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-class Silent:
-    """What further ranks have to say."""
-
-    def step(self, step: int, loss: float, rate: float) -> None: ...
-
-    def epoch(self, step: int, epoch: int, trainer: ClipTrainer) -> None: ...
-
-    def save(self, step: int, trainer: ClipTrainer) -> None:
-        trainer.ranks.wait()
 
 
 def judge(trainer: ClipTrainer, validation: Prepared) -> dict[str, float]:
@@ -183,54 +170,40 @@ def train_clip(
         OutputError: something cannot be written.
     """
     with hold(out) if ranks.first else nullcontext():
-        return _train(
-            base, pairs, out, training, ranks, problems, validation, threads, stop or Event(), log
+        clip = _start_weights(base, training)
+        side, fit = clip.image_size, base.defaults.get("fit", "squash")
+        if not ranks.first:
+            ranks.wait()  # for the first one to decode them
+        known = prepare(pairs, out / "data" / "pairs", side, fit, problems, threads)
+        own, apart = _split(known, validation, training.seed)
+        if isinstance(validation, PairList):
+            apart = prepare(validation, out / "data" / "validation", side, fit, problems, threads)
+        if ranks.first:
+            ranks.wait()
+        identity = {
+            "bundle": base.digest,
+            "pairs": pairs.digest,
+            "validation": validation.digest if isinstance(validation, PairList) else validation,
+            "ranks": ranks.count,
+            **asdict(training),
+        }
+        checkpoints = Checkpoints(out / "checkpoints", identity, log)
+        trainer = ClipTrainer(clip, own, training, ranks, stop or Event())
+        record = Record(out, checkpoints, apart, log)
+        begin, state = checkpoints.load() or (0, {})
+        if state:
+            record.history = state.pop("history")
+            trainer.restore(state)
+        log(
+            f"{len(own)} pairs to train on, {len(apart) if apart else 0} to judge by, "
+            f"{trainer.steps} steps" + (f", going on from step {begin}" if begin else "")
         )
-
-
-def _train(
-    base: Bundle,
-    pairs: PairList,
-    out: Path,
-    training: ClipTraining,
-    ranks: Ranks,
-    problems: Problems,
-    validation: PairList | float,
-    threads: int,
-    stop: Event,
-    log: Log,
-) -> Path | None:
-    clip = _start_weights(base, training)
-    side, fit = clip.image_size, base.defaults.get("fit", "squash")
-    if not ranks.first:
-        ranks.wait()  # for the first one to decode them
-    known = prepare(pairs, out / "data" / "pairs", side, fit, problems, threads)
-    own, apart = _split(known, validation, training.seed)
-    if isinstance(validation, PairList):
-        apart = prepare(validation, out / "data" / "validation", side, fit, problems, threads)
-    if ranks.first:
-        ranks.wait()
-    identity = {
-        "bundle": base.digest,
-        "pairs": pairs.digest,
-        "validation": validation.digest if isinstance(validation, PairList) else validation,
-        "ranks": ranks.count,
-        **asdict(training),
-    }
-    checkpoints = Checkpoints(out / "checkpoints", identity, log)
-    trainer = ClipTrainer(clip, own, training, ranks, stop)
-    record = Record(out, checkpoints, apart, log)
-    begin = _resume(checkpoints, trainer, record)
-    log(
-        f"{len(own)} pairs to train on, {len(apart) if apart else 0} to judge by, "
-        f"{trainer.steps} steps" + (f", going on from step {begin}" if begin else "")
-    )
-    try:
-        if not trainer.run(record if ranks.first else Silent(), begin):
-            return None
-    finally:
-        record.close()
-    return _write_bundle(base, out, record, training) if ranks.first else out / BUNDLE
+        try:
+            if not trainer.run(record if ranks.first else Watcher(), begin):
+                return None
+        finally:
+            record.close()
+        return _write_bundle(base, out, record, training) if ranks.first else out / BUNDLE
 
 
 def _start_weights(base: Bundle, training: ClipTraining) -> Clip:
@@ -255,47 +228,28 @@ def _split(
     return known.take(np.sort(order[count:])), known.take(np.sort(order[:count]))
 
 
-def _resume(checkpoints: Checkpoints, trainer: ClipTrainer, record: Record) -> int:
-    found = checkpoints.load()
-    if found is None:
-        return 0
-    step, state = found
-    record.history = state.pop("history")
-    trainer.restore(state)
-    return step
-
-
 def _write_bundle(base: Bundle, out: Path, record: Record, training: ClipTraining) -> Path:
     """The base bundle with the new weights; what was calibrated on the old ones is dropped."""
-    folder, growing = out / BUNDLE, out / f".{BUNDLE}"
-    try:
-        shutil.rmtree(growing, ignore_errors=True)
-        for relative in base.facts["files"]:
-            path = growing / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base.folder / relative, path)
-        shutil.copyfile(out / BEST, growing / CLIP_FOLDER / WEIGHTS)
-    except OSError as exc:
-        raise OutputError(f"cannot write the bundle {folder}: {exc.strerror or exc}") from exc
-    sam = base.sam_config
+    about = base.description
     defaults = {k: v for k, v in base.defaults.items() if k not in ("presence", "confidence")}
     made = {"training": asdict(training), "from": base.digest, "history": record.history}
-    write_description(
-        growing,
-        out.resolve().name,
-        {**base.facts["clip"], "identity": f"{base.name}, trained by medclipsam"},
-        base.facts["sam"]["identity"],
-        sam,
-        defaults,
-        {**base.facts.get("notes", {}), "clip": made},
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.replace(growing, folder)
-    except OSError as exc:
-        raise OutputError(f"cannot write the bundle {folder}: {exc.strerror}") from exc
-    open_bundle(str(folder))
-    return folder
+    with growing_folder(out / BUNDLE) as growing:
+        for relative in about["files"]:
+            path = growing.path / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base.folder / relative, path)
+        shutil.copyfile(out / BEST, growing.path / CLIP_FOLDER / WEIGHTS)
+        write_description(
+            growing.path,
+            out.resolve().name,
+            {**about["clip"], "identity": f"{base.name}, trained by medclipsam"},
+            about["sam"]["identity"],
+            base.sam_config,
+            defaults,
+            {**about.get("notes", {}), "clip": made},
+        )
+    open_bundle(str(out / BUNDLE))
+    return out / BUNDLE
 
 
 def refuse_foreign(out: Path) -> None:

@@ -54,6 +54,9 @@ class PairList:
     pairs: tuple[Pair, ...]
     problems: Counter[str]
 
+    def __str__(self) -> str:
+        return f"{len(self.pairs)} pairs of image and caption"
+
     @property
     def digest(self) -> str:
         """sha256 of names and captions: the identity of the list, not of its pixels."""

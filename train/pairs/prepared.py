@@ -22,9 +22,9 @@ from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import ConfigError, InputError, OutputError
 from medclipsam.engine.fit import fit_image, make_fit
 from medclipsam.engine.outputs import read_mask
-from medclipsam.train.ahead import work_ahead
 from medclipsam.train.pairs.pairs import Pair, PairList, load_image
 from medclipsam.train.problems import Problems
+from medclipsam.train.threads import work_ahead
 
 IMAGES, MASKS, FACTS = "images.npy", "masks.npy", "data.json"
 Squares = tuple[np.ndarray, np.ndarray | None]

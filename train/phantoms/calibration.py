@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from medclipsam.engine.config import ConfidenceConfig
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation.metrics import dice
 from medclipsam.engine.fit import fit_image, make_fit, normalise_rgb
-from medclipsam.engine.quality import ConfidenceConfig, features
-from medclipsam.engine.saliency.contrast import presence
-from medclipsam.engine.types import Prompts, Segment
+from medclipsam.engine.quality import features
+from medclipsam.engine.saliency.contrast import contrasts
+from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import WEIGHTS
 from medclipsam.engine.weights.models import Clip, build_clip, load_weights
 from medclipsam.train.phantoms.phantoms import NULL_PROMPTS, PROMPTS, TARGETS, Phantom, make_phantom
@@ -45,14 +46,14 @@ def calibrate_presence(folder: Path) -> float:
         nulls = _encode(clip, list(NULL_PROMPTS))
         for seed in CALIBRATION:
             phantom = make_phantom(seed)
-            grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-            fit = make_fit(grey.shape[0], grey.shape[1], clip.image_size, "squash")
-            square = torch.from_numpy(fit_image(np.repeat(grey[..., None], 3, 2), fit))
+            height, width = phantom.pixels.shape
+            fit = make_fit(height, width, clip.image_size, "squash")
+            square = torch.from_numpy(fit_image(phantom.rgb, fit))
             pixels = normalise_rgb(square.permute(2, 0, 1)[None].float() / 255, clip.mean, clip.std)
             image = F.normalize(clip.model.encode_image(pixels), dim=-1)[0]  # type: ignore[operator]
             wanted = TARGETS[phantom.modality]
             own = torch.stack([texts[target] for target in wanted])
-            for target, contrast in zip(wanted, presence(own, nulls, image).tolist(), strict=True):
+            for target, contrast in zip(wanted, contrasts(own, nulls, image).tolist(), strict=True):
                 (present if target in phantom.masks else absent).append(contrast)
     yes, no = np.array(present), np.array(absent)
     candidates = np.sort(np.concatenate([yes, no]))
@@ -83,18 +84,15 @@ def calibrate_confidence(folder: Path, threads: int | None = None) -> Confidence
     return ConfidenceConfig(bias, iou, stability, agreed, contrast, round(scale, 6))
 
 
-def ask_phantom(engine: Engine, phantom: Phantom) -> Iterator[tuple[Segment, float]]:
+def ask_phantom(engine: Engine, phantom: Phantom) -> Iterator[tuple[Segmentation, float]]:
     """Masks drawn for the modality's two targets, together and alone, and their true DSC."""
-    grey = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
     wanted = TARGETS[phantom.modality]
     texts: dict[str, tuple[str, ...]] = {target: (PROMPTS[target],) for target in wanted}
-    asked = [texts, *({target: text} for target, text in texts.items())]
-    for segments in engine.pipeline.segment([rgb] * len(asked), [Prompts(t) for t in asked]):
+    asked = [Prompts(texts), *(Prompts({target: text}) for target, text in texts.items())]
+    for segments in engine.pipeline.segment([phantom.rgb] * len(asked), asked):
         for target, segment in segments.items():
-            truth = phantom.masks.get(target, np.zeros(grey.shape, bool))
             if segment.status == "done":
-                yield segment, dice(segment.mask, truth)
+                yield segment, dice(segment.mask, phantom.mask(target))
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
+from medclipsam.train.options import FOLDER, backend_option, device_option, threads_option
 
-if TYPE_CHECKING:
-    from medclipsam.train.recipes.recipe import Recipe
-
-DATA = click.Path(file_okay=False, path_type=Path)
+name_argument = click.argument("name")
+data_argument = click.argument("data", type=FOLDER)
 changes_option = click.option(
     "--set",
     "changes",
@@ -45,15 +45,15 @@ def list_() -> None:
     \b
     medclipsam recipe list
     """
-    from medclipsam.train.recipes.recipe import find_recipe, list_recipes, read_recipe
+    from medclipsam.train.recipes.recipe import list_recipes, read_recipe
 
     for name in list_recipes():
-        found = read_recipe(find_recipe(name))
+        found = read_recipe(name)
         click.echo(f"{name:12} {found.task:13} {found.title}")
 
 
 @recipe.command()
-@click.argument("name")
+@name_argument
 @report_errors
 def show(name: str) -> None:
     """Print a recipe: where to download, how the data must lie, prompts and settings.
@@ -65,14 +65,13 @@ def show(name: str) -> None:
     """
     from medclipsam.train.recipes.recipe import find_recipe, read_recipe
 
-    path = find_recipe(name)
-    read_recipe(path)
-    click.echo(path.read_text("utf-8"), nl=False)
+    read_recipe(name)
+    click.echo(find_recipe(name).read_text("utf-8"), nl=False)
 
 
 @recipe.command()
-@click.argument("name")
-@click.argument("data", type=DATA)
+@name_argument
+@data_argument
 @incomplete_option
 @changes_option
 @report_errors
@@ -82,25 +81,16 @@ def check(name: str, data: Path, incomplete: bool, changes: tuple[str, ...]) -> 
     \b
     medclipsam recipe check busi downloads/
     """
-    from medclipsam.train.recipes.layout import examine, require
-    from medclipsam.train.recipes.pairs import read_captions
+    from medclipsam.train.recipes.layout import look
+    from medclipsam.train.recipes.recipe import read_recipe
 
-    found = _open(name, changes)
-    if found.task == "segmentation":
-        layout = examine(found, data)
-        require(layout.problems, found, data, incomplete)
-        sides = (f"{len(layout.of(split))} images for {split}" for split in ("train", "test"))
-        click.echo(f"as expected: {', '.join(sides)}")
-        return
-    pairs, problems = read_captions(found, data)
-    require(problems, found, data, incomplete)
-    click.echo(f"as expected: {len(pairs.pairs)} pairs of image and caption")
+    click.echo(f"as expected: {look(read_recipe(name, changes), data, incomplete)}")
 
 
 @recipe.command()
-@click.argument("name")
-@click.argument("data", type=DATA)
-@click.option("-o", "--out", required=True, type=DATA, help="Folder of runs, models and table.")
+@name_argument
+@data_argument
+@click.option("-o", "--out", required=True, type=FOLDER, help="Folder of runs, models and table.")
 @click.option(
     "--bundle",
     "bundles",
@@ -119,22 +109,13 @@ def check(name: str, data: Path, incomplete: bool, changes: tuple[str, ...]) -> 
 )
 @incomplete_option
 @changes_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--backend",
-    type=click.Choice(["torch", "onnx", "onnx-tensorrt", "tensorrt"]),
-    default="torch",
-    show_default=True,
-    help="What runs the bundles; onnx after 'medclipsam export'.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@device_option
+@backend_option
+@threads_option
 @report_errors
 def run(
     name: str,
-    data: Path,
-    out: Path,
     bundles: tuple[str, ...],
-    stages: tuple[str, ...],
     limit: int | None,
     changes: tuple[str, ...],
     **options: Any,
@@ -150,21 +131,14 @@ def run(
         --bundle tuned=tables/medpix/model/bundle
     """
     from medclipsam.train.recipes.job import Job
+    from medclipsam.train.recipes.recipe import read_recipe
     from medclipsam.train.recipes.run import carry_out
-    from medclipsam.train.retrieval.cli import parse_bundles
+    from medclipsam.train.retrieval.bundles import parse_bundles
 
-    job = Job(
-        _open(name, changes), data, out, parse_bundles(bundles), stages, limit or 0,
-        log=lambda text: click.echo(text, err=True), **options,
-    )  # fmt: skip
-    result = carry_out(job)
+    found, named = read_recipe(name, changes), parse_bundles(bundles)
+    say = partial(click.echo, err=True)
+    result = carry_out(Job(found, bundles=named, limit=limit or 0, log=say, **options))
     if result.table.suffix == ".md":
         click.echo(result.table.read_text("utf-8"))
     click.echo(str(result.table))
     sys.exit(3 if result.quarantined else 0)
-
-
-def _open(name: str, changes: tuple[str, ...]) -> Recipe:
-    from medclipsam.train.recipes.recipe import find_recipe, parse_changes, read_recipe
-
-    return read_recipe(find_recipe(name), parse_changes(changes))

@@ -1,4 +1,8 @@
-"""What a person asks of a recipe, and what becomes of it."""
+"""What a person asks of a recipe, and the folder that it is done in.
+
+OUT/recipe.json            what is worked on; another recipe or other data are refused
+OUT/table.md, table.json   what comes of it
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medclipsam.engine.durable import write_durable
+from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.outputs import label_folders
 from medclipsam.train.recipes.recipe import Recipe
 
-TABLE = "table"
+FACTS, TABLE = "recipe.json", "table"
 
 
 @dataclass(frozen=True)
@@ -56,33 +60,53 @@ class Job:
             )
         label_folders(self.bundles)  # each gets a folder of its own
 
+    def claim(self, **facts: Any) -> None:
+        """Take a new or empty folder for the work that ``facts`` describe, or go on in it.
+
+        Raises:
+            ConfigError: it holds something else.
+            OutputError: it cannot be written.
+        """
+        out, file = self.out, self.out / FACTS
+        text = json.dumps({"recipe": self.recipe.name, **facts}, indent=2)
+        if not file.exists():
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise ConfigError(f"{out} holds other files; choose a new folder with -o")
+            make_folder(out)
+            write_durable(file, text.encode())
+            return
+        try:
+            before = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"cannot read {file}: {exc}; choose another folder with -o") from exc
+        if changed := [k for k, value in json.loads(text).items() if before.get(k) != value]:
+            raise ConfigError(
+                f"{out} holds the work of another command, with different {', '.join(changed)}; "
+                "choose another folder with -o, or repeat that command to go on"
+            )
+
+    def write_table(self, text: str, **facts: Any) -> Path:
+        """``table.md``, ``facts["notes"]`` below it, and ``table.json``; returns the former.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        title, path = self.recipe.title, self.out / f"{TABLE}.md"
+        about = {"recipe": self.recipe.name, "title": title, "limit": self.limit, **facts}
+        write_durable(path.with_suffix(".json"), f"{json.dumps(about, indent=2)}\n".encode())
+        text += "".join(f"\n{note[0].upper()}{note[1:]}.\n" for note in facts["notes"])
+        write_durable(path, f"# {title}\n\n{text}".encode())
+        return path
+
 
 @dataclass(frozen=True)
 class Result:
     """What was made.
 
     Attributes:
-        table: Markdown; beside it the same as JSON.
+        table: Markdown, beside it the same as JSON; or the bundle, where no table was asked for.
         quarantined: items and labels of all runs that could not be processed.
-        notes: what is missing from the table, and why.
     """
 
     table: Path
     quarantined: int = 0
-    notes: tuple[str, ...] = ()
-
-
-def write_table(job: Job, text: str, facts: dict[str, Any]) -> Path:
-    """``table.md`` and ``table.json`` in the job's folder; returns the former.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
-    about = {"recipe": job.recipe.name, "title": job.recipe.title, "limit": job.limit}
-    path = job.out / f"{TABLE}.md"
-    heading = f"# {job.recipe.title}\n\n"
-    write_durable(
-        path.with_suffix(".json"), f"{json.dumps({**about, **facts}, indent=2)}\n".encode()
-    )
-    write_durable(path, (heading + text).encode())
-    return path

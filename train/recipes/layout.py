@@ -1,14 +1,15 @@
-"""Whether data lie as a recipe expects, and which masks belong to which image.
+"""Whether data lie as a recipe expects: which masks, or which captions, belong to which image.
 
-Looks at names only. Everything that is wrong is named with its pattern, how many files were
-found and expected, and what to do; nothing is left out in silence.
+Looks at names only; no image is opened. Everything that is wrong is named with its pattern, how
+many files were found and expected, and what to do; nothing is left out in silence.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ import numpy as np
 
 from medclipsam.engine.archive.kinds import known_suffix
 from medclipsam.engine.errors import ConfigError
+from medclipsam.train.pairs.pairs import PairList, read_pairs
 from medclipsam.train.patients import read_patients
 from medclipsam.train.recipes.recipe import Draw, Part, Recipe
 
@@ -67,38 +69,101 @@ class Layout:
     """
 
     cases: tuple[Case, ...]
-    problems: tuple[Problem, ...]
     patients: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(self.of(split))} images for {split}" for split in ("train", "test"))
 
     def of(self, split: str) -> tuple[Case, ...]:
         """The cases of one side."""
         return tuple(case for case in self.cases if case.split == split)
 
+    def limited(self, limit: int, seed: int) -> Layout:
+        """At most ``limit`` cases of each side, drawn by ``seed``; 0 for all of them."""
+        sides = [self.of(split) for split in ("train", "test")]
+        kept = [side[n] for side in sides for n in choose(len(side), limit, seed)]
+        return replace(self, cases=tuple(kept)) if limit else self
 
-def examine(recipe: Recipe, data: Path) -> Layout:
+
+def choose(count: int, limit: int, seed: int) -> list[int]:
+    """Places of at most ``limit`` out of ``count``, ascending; 0 for all."""
+    order = np.random.default_rng([17, seed]).permutation(count)
+    return sorted(order[: limit or count].tolist())
+
+
+def look(recipe: Recipe, data: Path, incomplete: bool) -> Layout | PairList:
+    """What lies in ``data``.
+
+    Raises:
+        ConfigError: it is not laid out as expected, every problem named.
+    """
+    found: Layout | PairList
+    if recipe.task == "segmentation":
+        found, problems = examine(recipe, data)
+    else:
+        found, problems = read_captions(recipe, data)
+    require(problems, recipe, data, incomplete)
+    return found
+
+
+def examine(recipe: Recipe, data: Path) -> tuple[Layout, list[Problem]]:
     """Pair all images of a segmentation with their masks, and name what is wrong.
 
     Raises:
         ConfigError: the data folder is not there, or the table of patients cannot be read.
     """
     if not data.is_dir():
-        raise ConfigError(f"there is no data folder {data}; {_advice(recipe)}")
+        raise ConfigError(f"there is no data folder {data}; {advice(recipe)}")
     found: dict[str, Case] = {}
     problems: list[Problem] = []
     for part in recipe.parts:
-        images: list[str] = []
+        images: dict[str, None] = {}
         for pattern in part.images:
-            matches = _images(data, pattern, part)
+            matches = _images(data, pattern, part.without)
             problems += _few(data, pattern, len(matches), part.least, recipe)
-            images += matches
-        images = [image for image in dict.fromkeys(images) if image not in found]
-        cases, unpaired = _pair(data, part, images)
+            images.update(dict.fromkeys(image for image in matches if image not in found))
+        cases, unpaired = _pair(data, part, list(images))
         found.update((case.item, case) for case in cases)
         problems += unpaired
-    patients = _patients(data, recipe.draw)
-    problems += _unknown(recipe.draw, patients, found)
-    cases = _draw([found[item] for item in sorted(found)], recipe.draw, patients)
-    return Layout(tuple(cases), tuple(problems), patients)
+    table = data / recipe.draw.patients
+    patients = read_patients(table) if recipe.draw.patients and table.is_file() else {}
+    if lost := sorted(set(patients) - set(found)):
+        remedy = f"no image for the rows {_some(lost)}: name images by their path in {data}"
+        kept = len(patients) - len(lost)
+        problems.append(Problem(recipe.draw.patients, kept, len(patients), remedy, few=kept > 0))
+    cases = _share_out([found[item] for item in sorted(found)], recipe.draw, patients)
+    return Layout(tuple(cases), patients), problems
+
+
+def read_captions(recipe: Recipe, data: Path) -> tuple[PairList, list[Problem]]:
+    """All usable pairs, and what is wrong with the others.
+
+    Raises:
+        ConfigError: no pair is usable.
+    """
+    table = recipe.pairs
+    assert table  # as the recipe was checked for
+    path, images = data / table.table, data / table.images
+    for place, kind in ((path, "table of captions"), (images, "folder of images")):
+        if not place.exists():
+            name = place.relative_to(data).as_posix()
+            remedy = f"there is no {kind} {name}: {advice(recipe)}"
+            return PairList((), Counter()), [Problem(name, 0, table.least, remedy)]
+    lines: list[str] = []
+    pairs = read_pairs(
+        os.fspath(path), table.image_column, table.caption_column,
+        images if table.images else None, "skip", lines.append,
+    )  # fmt: skip
+    usable, problems = len(pairs.pairs), []
+    if usable < table.least:
+        remedy = "too few usable pairs: unpack or download the data again"
+        problems.append(Problem(table.table, usable, table.least, remedy, few=True))
+    for kind, count in sorted(pairs.problems.items()):
+        if kind != "short caption":  # always left out, as the paper does
+            example = next((line for line in lines if line.startswith(f"left out, {kind}")), kind)
+            remedy = f"{count} rows cannot be used, {example}: restore them"
+            problems.append(Problem(table.table, usable, usable + count, remedy, few=True))
+    return pairs, problems
 
 
 def require(problems: Iterable[Problem], recipe: Recipe, data: Path, incomplete: bool) -> None:
@@ -120,43 +185,32 @@ def require(problems: Iterable[Problem], recipe: Recipe, data: Path, incomplete:
         )
 
 
-def examples(paths: Sequence[str]) -> str:
-    """The first of them, for a message."""
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(paths[:NAMED]) + more
-
-
-def _images(data: Path, pattern: str, part: Part) -> list[str]:
-    paths = (path.relative_to(data).as_posix() for path in data.glob(pattern))
-    return sorted(
-        path
-        for path in paths
-        if not any(fnmatchcase(PurePosixPath(path).name, name) for name in part.without)
-    )
-
-
-def _few(data: Path, pattern: str, found: int, least: int, recipe: Recipe) -> list[Problem]:
-    if found >= least:
-        return []
-    folder = _fixed_folder(pattern)
-    if not (data / folder).is_dir():
-        remedy = f"there is no folder {folder}/: {_advice(recipe)}"
-        return [Problem(pattern, 0, least, remedy)]
-    remedy = "the data are not complete: unpack or download them again"
-    return [Problem(pattern, found, least, remedy, few=bool(found))]
-
-
-def _advice(recipe: Recipe) -> str:
+def advice(recipe: Recipe) -> str:
+    """How to come by the data."""
     if recipe.phantoms:
         return f"'medclipsam recipe run {recipe.name}' writes it"
     return f"unpack the download there, from {', '.join(recipe.source.pages)}"
 
 
-def _fixed_folder(pattern: str) -> str:
-    """The folders that ``pattern`` names without a wildcard."""
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more
+
+
+def _images(data: Path, pattern: str, without: Sequence[str]) -> list[str]:
+    paths = [p for p in data.glob(pattern) if not any(fnmatchcase(p.name, n) for n in without)]
+    return sorted(path.relative_to(data).as_posix() for path in paths)
+
+
+def _few(data: Path, pattern: str, found: int, least: int, recipe: Recipe) -> Iterator[Problem]:
     folders = PurePosixPath(pattern).parent.parts
-    fixed = [n for n, name in enumerate(folders) if glob.has_magic(name)]
-    return "/".join(folders[: fixed[0]] if fixed else folders)
+    wild = next((n for n, name in enumerate(folders) if glob.has_magic(name)), len(folders))
+    fixed = "/".join(folders[:wild])
+    if not found and not (data / fixed).is_dir():
+        yield Problem(pattern, 0, least, f"there is no folder {fixed}/: {advice(recipe)}")
+    elif found < least:
+        remedy = "the data are not complete: unpack or download them again"
+        yield Problem(pattern, found, least, remedy, few=found > 0)
 
 
 def _pair(data: Path, part: Part, images: Sequence[str]) -> tuple[list[Case], list[Problem]]:
@@ -167,72 +221,44 @@ def _pair(data: Path, part: Part, images: Sequence[str]) -> tuple[list[Case], li
         for image in images:
             if found := _matches(data, _fill(template, image)):
                 masks[image][label] = found
-        without = [image for image in images if label not in masks[image]]
-        if without:
-            remedy = f"no mask for {examples(without)}: restore the masks or remove the images"
-            paired = len(images) - len(without)
-            problems.append(Problem(_shown(template, images), paired, len(images), remedy))
-        problems += _orphans(data, template, masks, label)
+        if without := [image for image in images if label not in masks[image]]:
+            remedy = f"no mask for {_some(without)}: restore the masks or remove the images"
+            shown = os.path.normpath(_fill(template, images[0], wild=True))
+            problems.append(Problem(shown, len(images) - len(without), len(images), remedy))
+        used = {mask for found in masks.values() for mask in found.get(label, ())}
+        problems += _orphans(data, template, images, used)
     whole = [image for image in images if len(masks[image]) == len(part.masks)]
     return [Case(image, part.split, masks[image]) for image in whole], problems
 
 
-def _fill(template: str, image: str) -> str:
-    """The glob of an image's masks."""
+def _fill(template: str, image: str, wild: bool = False) -> str:
+    """The glob of an image's masks, or with ``wild`` of those of all images beside it."""
     path = PurePosixPath(image)
-    stem = path.name[: -len(known_suffix(path.name))] if known_suffix(path.name) else path.name
-    words = {
-        "folder": path.parent.as_posix(),
-        "parent": path.parent.parent.as_posix(),
-        "name": path.name,
-        "stem": stem,
-    }
-    return template.format(**{name: glob.escape(word) for name, word in words.items()})
+    stem = path.name[: len(path.name) - len(known_suffix(path.name))]
+    words = {"name": path.name, "stem": stem}
+    words = {key: "*" if wild else glob.escape(word) for key, word in words.items()}
+    folder, parent = (glob.escape(p.as_posix()) for p in (path.parent, path.parent.parent))
+    return template.format(folder=folder, parent=parent, **words)
 
 
 def _matches(data: Path, pattern: str) -> tuple[str, ...]:
     if not glob.has_magic(pattern):  # far faster than a look into the folder for every image
         return (os.path.normpath(pattern),) if (data / pattern).is_file() else ()
-    names = glob.glob(pattern, root_dir=data)
-    return tuple(sorted(os.path.normpath(name) for name in names))
+    return tuple(sorted(map(os.path.normpath, glob.glob(pattern, root_dir=data))))
 
 
 def _orphans(
-    data: Path, template: str, masks: dict[str, dict[str, tuple[str, ...]]], label: str
-) -> list[Problem]:
+    data: Path, template: str, images: Sequence[str], used: Collection[str]
+) -> Iterator[Problem]:
     """Masks of no image, in the folders where masks of images are expected."""
-    used = {mask for found in masks.values() for mask in found.get(label, ())}
-    wild = template.replace("{stem}", "*").replace("{name}", "*")
-    patterns = {_fill(wild, image) for image in masks}
+    patterns = {_fill(template, image, wild=True): None for image in images}
     found = {path for pattern in patterns for path in _matches(data, pattern) if known_suffix(path)}
-    if not (left := sorted(found - used - set(masks))):
-        return []
-    remedy = f"no image for the masks {examples(left)}: restore the images or remove the masks"
-    return [Problem(_shown(template, list(masks)), len(found), len(used), remedy)]
+    if left := sorted(found.difference(used, images)):
+        remedy = f"no image for the masks {_some(left)}: restore the images or remove the masks"
+        yield Problem(os.path.normpath(next(iter(patterns))), len(found), len(used), remedy)
 
 
-def _shown(template: str, images: Sequence[str]) -> str:
-    """A template with the folders of an example filled in."""
-    path = PurePosixPath(images[0])
-    folder, parent = path.parent.as_posix(), path.parent.parent.as_posix()
-    return os.path.normpath(template.format(folder=folder, parent=parent, stem="*", name="*"))
-
-
-def _patients(data: Path, draw: Draw) -> dict[str, str]:
-    table = data / draw.patients
-    return read_patients(table) if draw.patients and table.is_file() else {}
-
-
-def _unknown(draw: Draw, patients: dict[str, str], found: dict[str, Case]) -> list[Problem]:
-    """Rows of the table of patients that no image has."""
-    if not (lost := sorted(set(patients) - set(found))):
-        return []
-    remedy = f"no image for the rows {examples(lost)}: name images by their path in the data folder"
-    matched = len(patients) - len(lost)
-    return [Problem(draw.patients, matched, len(patients), remedy, few=bool(matched))]
-
-
-def _draw(cases: list[Case], draw: Draw, patients: dict[str, str]) -> list[Case]:
+def _share_out(cases: list[Case], draw: Draw, patients: dict[str, str]) -> list[Case]:
     """Share the drawn ones out, all images of a patient to one side."""
     known = [patients.get(case.item, f"item {case.item}") for case in cases]
     drawn = sorted({who for who, case in zip(known, cases, strict=True) if case.split == "drawn"})

@@ -31,25 +31,13 @@ def write_phantoms(data: Path, phantoms: Phantoms, limit: int = 0) -> None:
         OutputError: they cannot be written.
     """
     lesion, other = TARGETS[phantoms.modality]
-    kinds: dict[str, list[tuple[str, ...]]] = {
-        "train": [(lesion,), (lesion, other), (other,), ()],
-        "test": [(lesion,), (lesion, other)],
-    }
-    for split, shown in kinds.items():
-        count: int = getattr(phantoms, split)
+    four = [(lesion,), (lesion, other), (other,), ()]
+    for split, count, shown in (("train", phantoms.train, four), ("test", phantoms.test, four[:2])):
         for n in range(min(count, limit or count)):
             path = data / split / "images" / f"{n:04d}.png"
             mask = data / split / "masks" / lesion / path.name
             if not (path.is_file() and mask.is_file()):
-                seed = FIRST[split] + n
-                _write(path, mask, seed, phantoms.modality, shown[n % len(shown)], lesion)
-
-
-def _write(
-    path: Path, mask: Path, seed: int, modality: str, targets: tuple[str, ...], lesion: str
-) -> None:
-    phantom = make_phantom(seed, modality, targets)
-    pixels = (phantom.pixels * 255 + 0.5).astype(np.uint8)
-    found = phantom.masks.get(lesion, np.zeros(pixels.shape, bool))
-    for file, values in ((mask, found.astype(np.uint8) * 255), (path, pixels)):
-        write_durable(file, cv2.imencode(".png", values)[1].tobytes())
+                drawn = make_phantom(FIRST[split] + n, phantoms.modality, shown[n % len(shown)])
+                white = drawn.mask(lesion) * np.uint8(255)
+                for file, pixels in ((mask, white), (path, drawn.grey)):
+                    write_durable(file, cv2.imencode(".png", pixels)[1].tobytes())

@@ -1,19 +1,21 @@
 """Recipes: what a data set is, how it lies on disk, and how its table comes about.
 
 Refuses to know how anything is run. A recipe is one TOML file; those of the paper's data sets
-lie in ``recipes/``, and ``recipe show`` prints them to be copied and changed.
+lie beside this file, and ``recipe show`` prints them to be copied and changed.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field
 
 from medclipsam.engine.errors import ConfigError
-from medclipsam.train.recipes.record import build
+from medclipsam.engine.settings import Count, Natural, Real, build, settings
 
 FOLDER = Path(__file__).parent
 STAGES = {
@@ -21,9 +23,14 @@ STAGES = {
     "fine-tuning": ("train", "retrieval"),
     "retrieval": ("retrieval",),
 }
+Kind = TypeVar("Kind")
+Words = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+Fraction = Annotated[Real, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@settings
 class Source:
     """Where the data are from.
 
@@ -34,13 +41,13 @@ class Source:
         chosen: what this recipe adds to that.
     """
 
-    pages: tuple[str, ...]
+    pages: Words
     licence: str
     known: str
     chosen: str
 
 
-@dataclass(frozen=True)
+@settings
 class Part:
     """Images that belong to one side of the split, and where their masks are.
 
@@ -54,14 +61,12 @@ class Part:
     """
 
     split: Literal["train", "test", "drawn"]
-    images: tuple[str, ...]
-    least: int
-    masks: dict[str, str]
-    without: tuple[str, ...] = ()
+    images: Annotated[Words, Field(min_length=1)]
+    least: Count
+    masks: Annotated[dict[str, str], Field(min_length=1)]
+    without: Words = ()
 
     def __post_init__(self) -> None:
-        if self.least < 1 or not self.images or not self.masks:
-            raise ConfigError("a part has images, masks and a least count of 1 or more")
         for template in self.masks.values():
             try:
                 template.format(folder="", parent="", name="", stem="")
@@ -72,7 +77,7 @@ class Part:
                 ) from exc
 
 
-@dataclass(frozen=True)
+@settings
 class Draw:
     """How images of parts that are ``drawn`` are shared out, equally on every machine.
 
@@ -82,19 +87,12 @@ class Draw:
             none, every image is its own patient.
     """
 
-    test_share: float = 0.2
-    seed: int = 0
+    test_share: Fraction = 0.2
+    seed: Natural = 0
     patients: str = "patients.csv"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1 or self.seed < 0:
-            raise ConfigError(
-                f"expected a test_share in (0, 1) and a seed of 0 or more, got {self.test_share} "
-                f"and {self.seed}"
-            )
 
-
-@dataclass(frozen=True)
+@settings
 class PairTable:
     """Images with captions, see ``medclipsam.train.pairs.pairs.read_pairs``.
 
@@ -107,31 +105,28 @@ class PairTable:
     """
 
     table: str
-    least: int
+    least: Annotated[Count, Field(ge=2)]
     images: str = ""
     image_column: str = "image"
     caption_column: str = "caption"
-    validation: float = 0.15
-    pool: int = 0
+    validation: Fraction = 0.15
+    pool: Natural = 0
 
     def __post_init__(self) -> None:
-        if self.least < 2 or not 0 < self.validation < 1 or self.pool in (1, *range(-9, 0)):
-            raise ConfigError(
-                "expected at least 2 pairs, a validation share in (0, 1) and a pool of 0 or of 2 "
-                f"and more, got {self.least}, {self.validation} and {self.pool}"
-            )
+        if self.pool == 1:
+            raise ConfigError("a pool has 2 candidates or more, or is 0 for none, got 1")
 
 
-@dataclass(frozen=True)
+@settings
 class Phantoms:
     """Synthetic scans that the command writes, so many for each side of the split."""
 
     modality: Literal["ultrasound", "mri", "xray"]
-    train: int
-    test: int
+    train: Count
+    test: Count
 
 
-@dataclass(frozen=True)
+@settings
 class Recipe:
     """One data set, from its layout to its table.
 
@@ -152,42 +147,44 @@ class Recipe:
     bundles: dict[str, str]
     parts: tuple[Part, ...] = ()
     draw: Draw = field(default_factory=Draw)
-    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    methods: tuple[str, ...] = ()
+    prompts: dict[str, Words] = field(default_factory=dict)
+    methods: Words = ()
     settings: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
-    min_confidence: float = 0.0
+    min_confidence: Real = 0.0
     training: dict[str, Any] = field(default_factory=dict)
     pairs: PairTable | None = None
     phantoms: Phantoms | None = None
 
     def __post_init__(self) -> None:
-        if not self.bundles:
-            raise ConfigError("bundles names at least one, as name = bundle")
-        if self.task != "segmentation":
-            if self.pairs is None or self.parts:
-                raise ConfigError(f"{self.task} needs the table pairs, and no parts")
-            return
-        if not (self.parts and self.prompts and self.methods) or self.pairs:
-            raise ConfigError("segmentation needs parts, prompts and methods, and no pairs")
-        if not isinstance(self.settings.get("saliency", {}), dict):
-            raise ConfigError("settings.saliency is a table; methods names the saliency methods")
-        if not all(map(all, self.prompts.values())) or not all(self.prompts.values()):
-            raise ConfigError("every label of prompts needs a text or several, none of them empty")
-        for part in self.parts:
-            if set(part.masks) != set(self.prompts):
-                raise ConfigError(
-                    f"expected masks for the labels of prompts ({', '.join(self.prompts)}), got "
-                    f"{', '.join(part.masks)}"
-                )
-        splits = {part.split for part in self.parts}
-        if "drawn" not in splits and splits != {"train", "test"}:
-            raise ConfigError("parts need both splits, train and test, or drawn")
+        masks, splits = self.task == "segmentation", {part.split for part in self.parts}
+        named = all(texts and all(texts) for texts in self.prompts.values())
+        other = next((p.masks for p in self.parts if set(p.masks) != set(self.prompts)), None)
+        for wrong, said in (
+            (not self.bundles, "bundles names at least one, as name = bundle"),
+            (not masks and (not self.pairs or self.parts),
+             f"{self.task} needs the table pairs, and no parts"),
+            (masks and self.pairs, "segmentation needs no pairs"),
+            (masks and not (self.parts and self.prompts and self.methods),
+             "segmentation needs parts, prompts and methods"),
+            (not isinstance(self.settings.get("saliency", {}), dict),
+             "settings.saliency is a table; methods names the saliency methods"),
+            (not named, "every label of prompts needs a text or several, none of them empty"),
+            (masks and other, "expected masks for the labels of prompts "
+             f"({', '.join(self.prompts)}), got {', '.join(other or ())}"),
+            (masks and "drawn" not in splits and splits != {"train", "test"},
+             "parts need both splits, train and test, or drawn"),
+        ):  # fmt: skip
+            if wrong:
+                raise ConfigError(said)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """What there is to do, in order."""
         return STAGES[self.task]
+
+
+RECORDS = {"source": Source, "draw": Draw, "pairs": PairTable, "phantoms": Phantoms}
 
 
 def list_recipes() -> list[str]:
@@ -210,52 +207,60 @@ def find_recipe(name: str) -> Path:
     return path
 
 
-def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """Read and check one file.
 
     Args:
-        changes: nested entries to lay over those of the file.
+        name: see ``find_recipe``.
+        changes: entries to lay over those of the file, such as ``training.epochs=2``; values as
+            in TOML, else texts.
 
     Raises:
         ConfigError: it cannot be read, or says something that is no recipe.
     """
+    path = find_recipe(name)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = {"name": path.stem, **tomllib.loads(path.read_text("utf-8"))}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"cannot read the recipe {path}: {exc}") from exc
-    return build(Recipe, {"name": path.stem, **_laid_over(table, changes or {})}, str(path))
+    for change in changes:
+        entry, equals, text = change.partition("=")
+        if not equals or not entry.strip():
+            raise ConfigError(f"--set takes NAME=VALUE such as training.epochs=2, got {change!r}")
+        value = _parse(text.strip())
+        for step in reversed(entry.strip().split(".")):
+            value = {step: value}
+        table = _laid_over(table, value)
+    for group, kind in RECORDS.items():
+        if group in table:
+            table[group] = record(kind, table[group], f"{path}, {group}")
+    if isinstance(table.get("parts"), list):
+        table["parts"] = tuple(record(Part, part, f"{path}, parts") for part in table["parts"])
+    return record(Recipe, table, str(path))
 
 
-def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
-    """``("training.epochs=2", …)`` → nested entries; values as in TOML, else texts.
+def record(kind: type[Kind], table: Any, where: str) -> Kind:
+    """A ``kind`` of settings out of a table of a recipe.
 
     Raises:
-        ConfigError: a pair without ``=``.
+        ConfigError: names the entry that is wrong, and where.
     """
-    nested: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"--set takes NAME=VALUE such as training.epochs=2, got {pair!r}")
-        *tables, last = name.strip().split(".")
-        change: dict[str, Any] = {last: _value(text.strip())}
-        for table in reversed(tables):
-            change = {table: change}
-        nested = _laid_over(nested, change)
-    return nested
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: expected a table, got {table!r}")
+    try:
+        return build(kind, table)
+    except ConfigError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
 
 
-def _value(text: str) -> Any:
+def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _laid_over(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(table)
-    for name, value in changes.items():
-        below = merged.get(name)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[name] = _laid_over(below, value) if both else value  # type: ignore[arg-type]
-    return merged
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{k: _laid_over(below.get(k), value) for k, value in above.items()}}

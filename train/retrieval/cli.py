@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
-from medclipsam.engine.errors import ConfigError
-from medclipsam.train.pairs.options import pair_options
-
-if TYPE_CHECKING:
-    from medclipsam.train.retrieval.embedding import Embedder
+from medclipsam.train.options import backend_option, device_option, pair_options, threads_option
 
 
 @click.command()
@@ -35,20 +28,14 @@ if TYPE_CHECKING:
     type=click.IntRange(2),
     help="Retrieve among so many candidates drawn at random, instead of among all.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--backend",
-    type=click.Choice(["torch", "onnx", "onnx-tensorrt", "tensorrt"]),
-    default="torch",
-    show_default=True,
-    help="What runs the models; onnx after 'medclipsam export'.",
-)
+@device_option
+@backend_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     help="Arithmetic of the image tower [default: the bundle's].",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@threads_option
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option(
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Markdown file to write."
@@ -80,22 +67,17 @@ def retrieval(
     """
     from rich.console import Console
 
-    from medclipsam.engine.archive import Decoders
     from medclipsam.engine.durable import write_durable
-    from medclipsam.train.pairs.pairs import load_image, read_pairs
+    from medclipsam.train.pairs.pairs import read_pairs
     from medclipsam.train.retrieval import table as retrieval_table
-    from medclipsam.train.retrieval.retrieval import retrieve
+    from medclipsam.train.retrieval.bundles import compare_bundles, parse_bundles
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     named = parse_bundles(bundles)
     table = read_pairs(pairs, image_column, caption_column, images, on_error, say, least)
-    threads = options["threads"] or len(os.sched_getaffinity(0))
-    with Decoders(threads) as decoders:
-        load = partial(load_image, decoders)
-        found = retrieve(table.pairs, open_models(named, options), load, on_error, say)
-    found.problems.update(table.problems)
+    found = compare_bundles(table, named, on_error, say, **options)
     for problem, count in sorted(found.problems.items()):
         say(f"skipped, {problem}: {count}")
     if out:
@@ -105,47 +87,3 @@ def retrieval(
         return
     for part in retrieval_table.to_tables(found, pool):
         Console().print(part)
-
-
-def parse_bundles(texts: tuple[str, ...]) -> dict[str, str]:
-    """Name → bundle, of ``BUNDLE`` and ``NAME=BUNDLE``.
-
-    Raises:
-        ConfigError: two of one name, or an empty one.
-    """
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, place = text.partition("=")
-        name, place = (name, place) if equals else (Path(text).name, text)
-        if not name or not place:
-            raise ConfigError(f"expected BUNDLE or NAME=BUNDLE, got {text!r}")
-        if name in named:
-            raise ConfigError(f"two bundles are called {name!r}; name them with NAME=BUNDLE")
-        named[name] = place
-    return named
-
-
-def open_models(named: dict[str, str], options: dict[str, Any]) -> Iterator[tuple[str, Embedder]]:
-    """One bundle after the other; two at most are held at a time."""
-    import torch
-
-    from medclipsam.engine.backends import open_device
-    from medclipsam.engine.config import make_config
-    from medclipsam.engine.encoder import ClipEncoder
-    from medclipsam.engine.weights.bundle import open_bundle
-    from medclipsam.train.retrieval.embedding import Embedder
-
-    device = open_device(options["device"])
-    threads = options["threads"] or len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    for name, place in named.items():
-        opened = open_bundle(place)
-        config = make_config(opened.defaults, {})
-        encoder = ClipEncoder.open(
-            opened,
-            device,
-            options["backend"],
-            options["batch"],
-            precision=options["precision"] or config.precision,
-        )
-        yield name, Embedder(encoder, config.fit, threads)

@@ -14,7 +14,7 @@ from medclipsam.engine.config import FitMode
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.fit import fit_image, make_fit
-from medclipsam.train.ahead import work_ahead
+from medclipsam.train.threads import work_ahead
 
 if TYPE_CHECKING:
     from medclipsam.train.pairs.pairs import Pair

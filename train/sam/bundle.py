@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medclipsam.engine.backends import require_precision
-from medclipsam.engine.durable import sync_folder
-from medclipsam.engine.errors import ConfigError, OutputError
+from medclipsam.engine.durable import growing_folder
+from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import (
     CLIP_FOLDER,
     SAM_FOLDER,
@@ -31,7 +30,6 @@ from medclipsam.train.problems import OnError, Problems
 from medclipsam.train.sam.cases import list_cases
 from medclipsam.train.sam.data import SamSamples, gather_samples
 from medclipsam.train.sam.fit import CPU, split_samples, train_sam
-from medclipsam.train.sam.fitting import Judged
 from medclipsam.train.sam.settings import SamTraining
 
 Log = Callable[[str], None]
@@ -79,13 +77,22 @@ def fine_tune_sam(
         samples = gather_samples(
             cases, bundle.sam_config, training.components, problems, folder, threads, patients
         )
-        facts = _describe(samples, training, problems)
-        for line in _report(facts):
-            log(line)
+        facts = _count(samples, training, problems, log)
         sam = _starting_sam(bundle, training)
         history = train_sam(sam, samples, training, folder, device, log)
-        facts = _provenance(training, facts, history, device)
-        log(_kept(history))
+        best = max(history, key=lambda judged: judged.score, default=None)
+        facts |= {
+            "settings": asdict(training),
+            "kept": asdict(best) if best else None,
+            "history": [asdict(judged) for judged in history],
+            "device": device.type,
+            "versions": {name: version(name) for name in ("medclipsam", "torch")},
+        }
+        log(
+            f"kept: the weights after {best.step} steps, DSC {best.exact:.4f}, {best.jittered:.4f}"
+            if best
+            else "kept: the last weights; none were judged"
+        )
         made = write_sam_bundle(bundle, sam, out, facts)
         if "confidence" in bundle.defaults:
             log("the base's confidence was fitted to its own masks and is not taken over")
@@ -101,46 +108,25 @@ def _starting_sam(bundle: Bundle, training: SamTraining) -> nn.Module:
     return sam
 
 
-def _describe(samples: SamSamples, training: SamTraining, problems: Problems) -> dict[str, Any]:
-    """Counts for the log and for the bundle."""
+def _count(
+    samples: SamSamples, training: SamTraining, problems: Problems, log: Log
+) -> dict[str, Any]:
+    """What there is to train on, said and for the bundle."""
     learn, judge = split_samples(samples, training)
+    left_out = dict(sorted(problems.counts.items()))
+    log(
+        f"{len(samples.images)} images with {len(samples.masks)} masks: {len(learn)} to learn "
+        f"from, {len(judge)} to judge on"
+    )
+    if left_out:
+        log("left out: " + ", ".join(f"{kind}: {count}" for kind, count in left_out.items()))
     return {
         "images": len(samples.images),
         "masks": len(samples.masks),
         "groups": len(set(samples.groups)),
         "images_to_learn_from": len(learn),
         "images_to_judge_on": len(judge),
-        "left_out": dict(sorted(problems.counts.items())),
-    }
-
-
-def _report(facts: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"{facts['images']} images with {facts['masks']} masks: "
-        f"{facts['images_to_learn_from']} to learn from, {facts['images_to_judge_on']} to judge on"
-    )
-    if facts["left_out"]:
-        yield "left out: " + ", ".join(f"{k}: {v}" for k, v in facts["left_out"].items())
-
-
-def _kept(history: list[Judged]) -> str:
-    if not history:
-        return "kept: the last weights; none were judged"
-    best = max(history, key=lambda judged: judged.score)
-    return f"kept: the weights after {best.step} steps, DSC {best.exact:.4f}, {best.jittered:.4f}"
-
-
-def _provenance(
-    training: SamTraining, facts: dict[str, Any], history: list[Judged], device: torch.device
-) -> dict[str, Any]:
-    best = max(history, key=lambda judged: judged.score, default=None)
-    return {
-        **facts,
-        "settings": asdict(training),
-        "kept": asdict(best) if best else None,
-        "history": [asdict(judged) for judged in history],
-        "device": device.type,
-        "versions": {name: version(name) for name in ("medclipsam", "torch")},
+        "left_out": left_out,
     }
 
 
@@ -156,49 +142,22 @@ def write_sam_bundle(base: Bundle, sam: nn.Module, out: Path, training: dict[str
         OutputError: it cannot be written.
     """
     out = out.absolute()
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in base.facts["files"]:
-            if name.startswith(f"{CLIP_FOLDER}/"):
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(base.folder / name, partial / name)
-        (partial / SAM_FOLDER).mkdir()
-        state = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
-        save_file(state, partial / SAM_FOLDER / WEIGHTS)
-        facts = _write_facts(base, partial, out.name, training)
-        _publish(partial, out)
-    except OSError as exc:
-        raise OutputError(
-            f"cannot write the bundle {out}: {exc.strerror or exc}; free space, then run the same "
-            "command again"
-        ) from exc
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Bundle(out, facts)
-
-
-def _write_facts(base: Bundle, folder: Path, name: str, training: dict[str, Any]) -> dict[str, Any]:
-    origin = base.facts["sam"].get("identity", base.name)
-    how = (
-        "trained from scratch" if training["settings"]["from_scratch"] else f"{origin}, fine-tuned"
-    )
-    notes = {
-        "base": {"name": base.name, "digest": base.digest, "notes": base.facts.get("notes", {})},
-        "sam_training": training,
-    }
+    about = base.description
+    how = f"{about['sam'].get('identity', base.name)}, fine-tuned"
+    if training["settings"]["from_scratch"]:
+        how = "trained from scratch"
+    origin = {"name": base.name, "digest": base.digest, "notes": about.get("notes", {})}
     defaults = {k: v for k, v in base.defaults.items() if k != "confidence"}
-    identity = f"{how} by medclipsam train sam"
-    clip = base.facts["clip"]
-    return write_description(folder, name, clip, identity, base.sam_config, defaults, notes).facts
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Put a whole folder, and its bytes on the disk, in its place."""
-    for folder, _, names in os.walk(partial, topdown=False):
-        for name in names:
-            with Path(folder, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(folder))
-    partial.rename(out)
-    sync_folder(out.parent)
+    with growing_folder(out) as growing:
+        for name in about["files"]:
+            if name.startswith(f"{CLIP_FOLDER}/"):
+                (growing.path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(base.folder / name, growing.path / name)
+        (growing.path / SAM_FOLDER).mkdir()
+        state = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
+        save_file(state, growing.path / SAM_FOLDER / WEIGHTS)
+        made = write_description(
+            growing.path, out.name, about["clip"], f"{how} by medclipsam train sam",
+            base.sam_config, defaults, {"base": origin, "sam_training": training},
+        )  # fmt: skip
+    return Bundle(out, made.description)

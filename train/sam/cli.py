@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
-from medclipsam.train.sam.settings import PRECISIONS, SamTraining
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
-DEFAULT = SamTraining()
-POSITIVE, SHARE = click.IntRange(1), click.FloatRange(0, 1, max_open=True)
-
-
-def _setting(name: str, kind: Any, words: str = "") -> Any:
-    """An option for one setting of ``SamTraining``, which owns its default."""
-    flag = "--" + name.replace("_", "-")
-    return click.option(
-        flag, type=kind, default=getattr(DEFAULT, name), show_default=True, help=words
-    )
+from medclipsam.train.options import (
+    EXISTING,
+    FOLDER,
+    device_option,
+    on_error_option,
+    patient_options,
+    read_rule,
+    setting,
+    threads_option,
+)
+from medclipsam.train.sam.settings import SamTraining
 
 
 @click.command()
@@ -31,42 +26,29 @@ def _setting(name: str, kind: Any, words: str = "") -> Any:
 @click.argument("masks", type=EXISTING)
 @click.option("-o", "--out", required=True, type=FOLDER, help="New folder for the bundle.")
 @click.option("--bundle", required=True, help="Bundle to start from: name or folder.")
-@click.option("--encoder", is_flag=True, help="Train the image encoder, too.")
-@click.option(
-    "--from-scratch", is_flag=True, help="Only the bundle's sizes are taken; trains all of SAM."
-)
-@click.option("--components", is_flag=True, help="Each component of a mask is a mask of its own.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="A file that cannot be used ends it, or is left out, named and counted.",
-)
-@click.option("--patients", type=FILE, help="CSV with the columns item and patient.")
-@click.option(
-    "--patient-pattern",
-    metavar="REGEX",
-    help="Found in an image's path; its first group, or all of it, is the patient.",
-)
-@_setting("val_share", SHARE, "Share of the patients to judge on; 0 keeps the last weights.")
-@_setting("steps", POSITIVE, "Of the optimiser.")
-@_setting("batch", POSITIVE, "Images that are encoded together.")
-@_setting("masks_per_image", POSITIVE, "Of one image in one step, at most.")
-@_setting("accumulate", POSITIVE, "Batches of one step.")
-@_setting("learning_rate", click.FloatRange(0, 1, True, True))
-@_setting("weight_decay", click.FloatRange(0))
-@_setting("warmup", click.IntRange(0), "Steps in which the rate rises.")
-@_setting("clip_norm", click.FloatRange(0, min_open=True), "Largest norm of a gradient.")
-@_setting("shrink", click.FloatRange(0, 0.5, max_open=True), "Sides of boxes move in by that.")
-@_setting("grow", click.FloatRange(0), "Sides of boxes move out by that share of the box.")
-@_setting("validate_every", POSITIVE, "Steps.")
-@_setting("save_every", POSITIVE, "Steps that a kill can cost.")
-@_setting("precision", click.Choice(PRECISIONS), "Arithmetic of the encoder.")
-@click.option("--recompute", is_flag=True, help="With --encoder: half the memory, more time.")
-@_setting("seed", click.IntRange(0))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=POSITIVE, help="CPU threads [default: all].")
+@setting(SamTraining, "encoder", "Train the image encoder, too.")
+@setting(SamTraining, "from_scratch", "Only the bundle's sizes are taken; trains all of SAM.")
+@setting(SamTraining, "components", "Each component of a mask is a mask of its own.")
+@on_error_option
+@patient_options("an image")
+@setting(SamTraining, "val_share", "Share of the patients to judge on; 0 keeps the last weights.")
+@setting(SamTraining, "steps", "Of the optimiser.")
+@setting(SamTraining, "batch", "Images that are encoded together.")
+@setting(SamTraining, "masks_per_image", "Of one image in one step, at most.")
+@setting(SamTraining, "accumulate", "Batches of one step.")
+@setting(SamTraining, "learning_rate")
+@setting(SamTraining, "weight_decay")
+@setting(SamTraining, "warmup", "Steps in which the rate rises.")
+@setting(SamTraining, "clip_norm", "Largest norm of a gradient.")
+@setting(SamTraining, "shrink", "Sides of boxes move in by that.")
+@setting(SamTraining, "grow", "Sides of boxes move out by that share of the box.")
+@setting(SamTraining, "validate_every", "Steps.")
+@setting(SamTraining, "save_every", "Steps that a kill can cost.")
+@setting(SamTraining, "precision", "Arithmetic of the encoder.")
+@setting(SamTraining, "recompute", "With --encoder: half the memory, more time.")
+@setting(SamTraining, "seed")
+@device_option
+@threads_option
 @report_errors
 def sam(
     images: Path,
@@ -96,23 +78,15 @@ def sam(
     medclipsam train sam images/ masks/ --bundle medsam -o bundles/new --encoder \\
         --batch 1 --accumulate 8 --precision bf16 --recompute
     """
-    import os
-
     import cv2
-    import torch
 
     from medclipsam.engine.backends import open_device
     from medclipsam.engine.weights.bundle import open_bundle
-    from medclipsam.train.patients import PatientRule, compile_pattern, read_patients
     from medclipsam.train.sam.bundle import fine_tune_sam
+    from medclipsam.train.threads import use_threads
 
-    training = SamTraining(**{field.name: settings[field.name] for field in fields(SamTraining)})
-    rule = PatientRule(
-        read_patients(patients) if patients else {},
-        compile_pattern(patient_pattern) if patient_pattern else None,
-    )
-    where, count = open_device(device), threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
+    training, rule = SamTraining(**settings), read_rule(patients, patient_pattern)
+    where, count = open_device(device), use_threads(threads)
     cv2.setNumThreads(1)
     base = open_bundle(bundle)
     made = fine_tune_sam(

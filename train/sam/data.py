@@ -21,11 +21,11 @@ from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.outputs import read_mask
 from medclipsam.engine.segment import inner_size, resize_image
 from medclipsam.engine.weights.models import SamConfig
-from medclipsam.train.ahead import work_ahead
 from medclipsam.train.patients import PatientRule, join_groups
 from medclipsam.train.problems import Problems
 from medclipsam.train.sam.cases import Case
 from medclipsam.train.spool import Spool
+from medclipsam.train.threads import work_ahead
 
 AHEAD = 1  # cases read ahead, for each thread; a volume of one may take a gigabyte
 
@@ -61,12 +61,6 @@ class SamSamples:
             for row in rows:
                 found.update(np.ascontiguousarray(row))
         return found.hexdigest()
-
-
-def square_samples(images: np.ndarray, masks: np.ndarray, source: np.ndarray) -> SamSamples:
-    """Samples of images that fill the square, each a group of its own; see ``SamSamples``."""
-    inner = np.full((len(images), 2), images.shape[1], np.int64)
-    return SamSamples(images, inner, masks, source, [str(n) for n in range(len(images))])
 
 
 def gather_samples(

@@ -97,7 +97,8 @@ def embed_images(
     """
     make_folder(folder)
     count, path = len(samples.images), folder / EMBEDDINGS
-    shape = _row_shape(sam)
+    prompts: Any = sam.prompt_encoder
+    shape = (prompts.embed_dim, *prompts.image_embedding_size)
     size = 4 * int(np.prod(shape))
     done = _done(folder, identity)
     log(f"embedding images: {done} of {count} done; {count * size / 1e6:.0f} MB in {path}")
@@ -116,11 +117,6 @@ def embed_images(
             f"cannot write {path}: {exc.strerror}; free space, then run the same command again"
         ) from exc
     return np.memmap(path, np.float32, "r", shape=(count, *shape))
-
-
-def _row_shape(sam: nn.Module) -> tuple[int, ...]:
-    prompts: Any = sam.prompt_encoder
-    return (prompts.embed_dim, *prompts.image_embedding_size)
 
 
 def _done(folder: Path, identity: dict[str, Any]) -> int:

@@ -21,14 +21,11 @@ from torch import nn
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.checkpoint import Checkpoints
 from medclipsam.train.patients import split_groups
-from medclipsam.train.sam.boxes import jitter_boxes
 from medclipsam.train.sam.data import SamSamples
 from medclipsam.train.sam.encoder import embed_images, recomputed
 from medclipsam.train.sam.fitting import Fitting, Judged
 from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast
-
-__all__ = ["SamTraining", "jitter_boxes", "split_samples", "train_sam"]
 
 CPU = torch.device("cpu")
 SPOKEN_EVERY = 50  # steps

@@ -1,16 +1,16 @@
-"""How SAM is trained: every setting that decides the weights."""
+"""How SAM is trained: every setting that decides the weights. Light to import."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from medclipsam.engine.errors import ConfigError
+from pydantic import Field
 
-PRECISIONS = ("fp32", "bf16", "fp16")  # those of ``engine.backends``, which imports torch
+from medclipsam.engine.config import Precision
+from medclipsam.engine.settings import Count, Natural, NotNegative, Positive, settings
 
 
-@dataclass(frozen=True)
+@settings
 class SamTraining:
     """How to train; boxes come from a detector that is often loose, so theirs do too.
 
@@ -36,46 +36,25 @@ class SamTraining:
         seed: of weights, split, order, boxes and brightness.
     """
 
-    steps: int = 1000
-    batch: int = 4
-    masks_per_image: int = 8
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: int = 50
-    clip_norm: float = 1.0
-    shrink: float = 0.15
-    grow: float = 0.5
+    steps: Count = 1000
+    batch: Count = 4
+    masks_per_image: Count = 8
+    accumulate: Count = 1
+    learning_rate: Annotated[Positive, Field(lt=1)] = 1e-4
+    weight_decay: NotNegative = 0.01
+    warmup: Natural = 50
+    clip_norm: Positive = 1.0
+    shrink: Annotated[NotNegative, Field(lt=0.5)] = 0.15
+    grow: NotNegative = 0.5
     encoder: bool = False
     from_scratch: bool = False
     recompute: bool = False
     components: bool = False
-    val_share: float = 0.1
-    validate_every: int = 200
-    save_every: int = 100
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch", "masks_per_image", "accumulate", "validate_every", "save_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.seed, self.warmup, self.weight_decay) < 0 or not self.clip_norm > 0:
-            raise ConfigError("seed, warmup and weight_decay must be at least 0, clip_norm above 0")
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"expected a learning rate in (0, 1), got {self.learning_rate}")
-        if not (0 <= self.shrink < 0.5 and self.grow >= 0):
-            raise ConfigError(
-                f"expected shrink in [0, 0.5) and grow of at least 0, got {self.shrink} and "
-                f"{self.grow}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            )
-        if not 0 <= self.val_share < 1:
-            raise ConfigError(f"val_share is a share in [0, 1), got {self.val_share}")
+    val_share: Annotated[NotNegative, Field(lt=1)] = 0.1
+    validate_every: Count = 200
+    save_every: Count = 100
+    precision: Precision = "fp32"
+    seed: Natural = 0
 
     @property
     def trains_encoder(self) -> bool:

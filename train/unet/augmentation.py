@@ -6,46 +6,14 @@ Nothing is mirrored unless asked for: in most anatomy left and right differ.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medclipsam.engine.errors import ConfigError
+from medclipsam.train.unet.settings import Augmentation
 
 CELLS = 5  # of the grid whose random shifts make an elastic deformation
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far pictures are changed; 0 turns each change off.
-
-    Attributes:
-        rotate: degrees, either way.
-        scale: share, up or down.
-        shift: share of the side.
-        gain, gamma: factors up to 1 + this and down to its inverse.
-        noise: largest standard deviation, of values in [0, 1].
-        elastic: largest shift of a cell's corner, as a share of the side.
-        flip: mirror left and right, each picture with probability ½.
-    """
-
-    rotate: float = 15.0
-    scale: float = 0.15
-    shift: float = 0.08
-    gain: float = 0.2
-    gamma: float = 0.25
-    noise: float = 0.04
-    elastic: float = 0.0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"augmentation {name} must be at least 0, got {value}")
-        if self.scale >= 1:
-            raise ConfigError(f"augmentation scale is a share below 1, got {self.scale}")
 
 
 def augment(

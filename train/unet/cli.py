@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.config import FitMode
+from medclipsam.engine.errors import ConfigError
+from medclipsam.train.options import (
+    EXISTING,
+    FILE,
+    FOLDER,
+    device_option,
+    patient_options,
+    read_rule,
+    setting,
+    threads_option,
+)
+from medclipsam.train.unet.settings import Augmentation, UnetTraining
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+if TYPE_CHECKING:
+    from medclipsam.engine.unet.model import UnetConfig
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=EXISTING)
 @click.option("-o", "--out", required=True, type=FOLDER, help="New folder for the task model.")
 @click.option("--archive", default="", help="Where the run's archive is now, if it was moved.")
 @click.option(
@@ -29,29 +42,18 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Leave out masks below it, unless they were accepted.",
 )
 @click.option("--weight-by-confidence", is_flag=True, help="Trust surer masks more.")
-@click.option("--patients", type=FILE, help="CSV with the columns item and patient.")
-@click.option(
-    "--patient-pattern",
-    metavar="REGEX",
-    help="Found in an item's path; its first group, or all of it, is the patient.",
-)
-@click.option(
-    "--val-share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.2,
-    show_default=True,
-    help="Share of the patients to judge epochs on.",
-)
+@patient_options("an item")
+@setting(UnetTraining, "val_share", "Share of the patients to judge epochs on.")
 @click.option("--image-size", default=256, show_default=True, help="Side of the square input.")
 @click.option(
     "--fit", type=click.Choice(["pad", "squash"]), default="pad", show_default=True,
     help="How an image enters the square.",
 )  # fmt: skip
 @click.option("--channels", default="16,32,64,128,256", show_default=True, help="Of each level.")
-@click.option("--epochs", type=click.IntRange(1), default=60, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--learning-rate", default=1e-3, show_default=True)
-@click.option("--weight-decay", default=1e-4, show_default=True)
+@setting(UnetTraining, "epochs")
+@setting(UnetTraining, "batch")
+@setting(UnetTraining, "learning_rate")
+@setting(UnetTraining, "weight_decay")
 @click.option("--flip", is_flag=True, help="Mirror pictures left and right, at random.")
 @click.option(
     "--elastic",
@@ -60,9 +62,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="Largest random bend, as a share of the side.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@setting(UnetTraining, "seed")
+@device_option
+@threads_option
 @report_errors
 def unet(
     run: Path,
@@ -73,6 +75,8 @@ def unet(
     min_confidence: float,
     patients: Path | None,
     patient_pattern: str | None,
+    device: str,
+    threads: int | None,
     **options: Any,
 ) -> None:
     """Train a U-Net for the labels of run folder RUN on the masks that it found.
@@ -87,65 +91,51 @@ def unet(
     medclipsam train unet runs/first --review review.json --min-confidence 0.5 \\
         --weight-by-confidence --patient-pattern 'patient_(\\d+)' -o models/masses
     """
-    import os
-
     import cv2
-    import torch
 
     from medclipsam.engine.backends import open_device
     from medclipsam.engine.run.collecting import Selection
-    from medclipsam.train.patients import PatientRule, compile_pattern, read_patients
+    from medclipsam.train.threads import use_threads
     from medclipsam.train.unet.masks import open_run_masks
     from medclipsam.train.unet.run import read_samples, train_task_model
 
-    device = open_device(options["device"])
-    torch.set_num_threads(options["threads"] or len(os.sched_getaffinity(0)))
+    where, rule = open_device(device), read_rule(patients, patient_pattern)
+    use_threads(threads)
     cv2.setNumThreads(1)
-    rule = PatientRule(
-        read_patients(patients) if patients else {},
-        compile_pattern(patient_pattern) if patient_pattern else None,
-    )
     selection = Selection(review, min_confidence)
     with open_run_masks(run, labels, selection, rule, archive) as masks:
-        config, training = _read_settings(masks.labels, options)
+        config, training = _read_settings(masks.labels, **options)
         data = read_samples(masks, out, config, click.echo)
-    model = train_task_model(masks, data, out, config, training, device, click.echo)
+    model = train_task_model(masks, data, out, config, training, where, click.echo)
     click.echo(f"wrote {model.folder}: {', '.join(model.config.labels)}")
     click.echo(f"use it: medclipsam predict IMAGES --model {model.folder} -o runs/NAME")
 
 
-def _read_settings(labels: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+def _read_settings(
+    labels: tuple[str, ...],
+    image_size: int,
+    fit: FitMode,
+    channels: str,
+    weight_by_confidence: bool,
+    flip: bool,
+    elastic: float,
+    **training: Any,
+) -> tuple[UnetConfig, UnetTraining]:
     """Network and training as the flags describe them.
 
     Raises:
         ConfigError: values that do not go together.
     """
-    from medclipsam.engine.errors import ConfigError
     from medclipsam.engine.unet.model import UnetConfig
-    from medclipsam.train.unet.augmentation import Augmentation
-    from medclipsam.train.unet.fit import UnetTraining
 
     try:
-        channels = tuple(int(number) for number in options["channels"].split(","))
+        levels = tuple(int(number) for number in channels.split(","))
     except ValueError as exc:
-        raise ConfigError(
-            f"--channels takes numbers such as 16,32,64, got {options['channels']!r}"
-        ) from exc
+        raise ConfigError(f"--channels takes numbers such as 16,32,64, got {channels!r}") from exc
     config = UnetConfig(
-        labels,
-        image_size=options["image_size"],
-        fit=options["fit"],
-        channels=channels,
-        strides=(2,) * (len(channels) - 1),
+        labels, image_size=image_size, fit=fit, channels=levels, strides=(2,) * (len(levels) - 1)
     )
-    training = UnetTraining(
-        epochs=options["epochs"],
-        batch=options["batch"],
-        learning_rate=options["learning_rate"],
-        weight_decay=options["weight_decay"],
-        val_share=options["val_share"],
-        by_confidence=options["weight_by_confidence"],
-        augmentation=Augmentation(elastic=options["elastic"], flip=options["flip"]),
-        seed=options["seed"],
+    changes = Augmentation(elastic=elastic, flip=flip)
+    return config, UnetTraining(
+        by_confidence=weight_by_confidence, augmentation=changes, **training
     )
-    return config, training

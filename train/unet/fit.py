@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,53 +16,12 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.unet.model import UnetConfig, build_unet
 from medclipsam.train.schedule import warmup_cosine
-from medclipsam.train.unet.augmentation import Augmentation, augment
+from medclipsam.train.unet.augmentation import augment
 from medclipsam.train.unet.data import TaskData
 from medclipsam.train.unet.loss import pair_weights, task_loss
+from medclipsam.train.unet.settings import UnetTraining
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class UnetTraining:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the samples to learn from.
-        batch: samples per step.
-        learning_rate: highest, after a linear rise and before a cosine to zero.
-        weight_decay: of AdamW.
-        warmup: share of all steps in which the rate rises.
-        clip_norm: largest norm of a gradient.
-        val_share: of the patients, to judge epochs on.
-        by_confidence: weigh each mask by its confidence.
-        augmentation: see ``Augmentation``.
-        seed: of weights, split, order and augmentation.
-    """
-
-    epochs: int = 60
-    batch: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip_norm: float = 1.0
-    val_share: float = 0.2
-    by_confidence: bool = False
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1 or self.seed < 0:
-            raise ConfigError(
-                "epochs and batch must be at least 1 and the seed at least 0, got "
-                f"{self.epochs}, {self.batch} and {self.seed}"
-            )
-        if not (0 < self.learning_rate < 1 and self.weight_decay >= 0 and self.clip_norm > 0):
-            raise ConfigError(f"expected a learning rate in (0, 1), got {self.learning_rate}")
-        if not (0 < self.val_share < 1 and 0 <= self.warmup < 1):
-            raise ConfigError(
-                f"val_share and warmup are shares, got {self.val_share} and {self.warmup}"
-            )
 
 
 @dataclass(frozen=True)

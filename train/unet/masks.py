@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medclipsam.engine.archive import Archive, Decoded, Decoders, Entry, open_archive
+from medclipsam.engine.archive import Archive, Decoders, Entry, open_archive
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.outputs.cases import Case, read_masks, reason_against
 from medclipsam.engine.report.review import read_review
@@ -101,19 +101,14 @@ class RunMasks:
     def _usable(self, item: str) -> dict[str, Outcome]:
         """label → row, of the labels that may be learned from."""
         rows = self._ledger.rows(item)
-        usable = {}
-        for row in rows:
-            if row.label not in self.labels:
-                continue
-            if reason := self._reason_against(row):
-                self._leave_out(reason, item, row.label)
-            else:
-                usable[row.label] = row
-        if not rows:
-            self._leave_out("not in the run", item)
-        elif not any(row.label in self.labels for row in rows):
-            self._leave_out("not asked for these labels", item)
-        return usable
+        wanted = {row.label: row for row in rows if row.label in self.labels}
+        if not wanted:
+            self._leave_out("not asked for these labels" if rows else "not in the run", item)
+        against = {label: self._reason_against(row) for label, row in wanted.items()}
+        for label, reason in against.items():
+            if reason:
+                self._leave_out(reason, item, label)
+        return {label: row for label, row in wanted.items() if not against[label]}
 
     def _reason_against(self, row: Outcome) -> str:
         low = (row.figures.get("confidence") or 0.0) < self.selection.min_confidence
@@ -134,20 +129,16 @@ class RunMasks:
             self._leave_out("changed since the run", item)
             return None
         masks = read_masks(self.folder, Case(item, usable))
-        self._check_shape(item, masks, decoded)
+        got, expected = next(iter(masks.values())).shape, decoded.frames.shape[:3]
+        if got != expected:
+            raise ConfigError(
+                f"the masks of {item!r} have the shape {got}, its picture {expected}; the run "
+                f"folder {self.folder} was altered: run it again"
+            )
         patient, told = self.rule.find(entry.ref.id, entry, data)
         self.told[told] += 1
         sure = {label: self._confidence(row) for label, row in usable.items()}
         return LabelledItem(patient, decoded.digest, decoded.frames, masks, sure)
-
-    def _check_shape(self, item: str, masks: dict[str, np.ndarray], decoded: Decoded) -> None:
-        got = next(iter(masks.values())).shape
-        if got != decoded.frames.shape[:3]:
-            raise ConfigError(
-                f"the masks of {item!r} have the shape {got}, its picture "
-                f"{decoded.frames.shape[:3]}; the run folder {self.folder} was altered: run it "
-                "again"
-            )
 
     def _confidence(self, row: Outcome) -> float:
         if row.status == "absent" or self._decisions.get((row.item, row.label)) == "accept":

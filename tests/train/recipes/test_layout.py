@@ -19,9 +19,8 @@ from recipe_trees import (
 
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.outputs import read_mask
-from medclipsam.train.recipes.layout import examine, require
-from medclipsam.train.recipes.pairs import read_captions
-from medclipsam.train.recipes.view import limited, write_view
+from medclipsam.train.recipes.layout import examine, read_captions, require
+from medclipsam.train.recipes.view import write_view
 
 SIDES = {"busi": (6, 3), "brain": (5, 1), "covid-lungs": (18, 9), "phantom": (3, 3)}
 FIRST = {  # of each: a folder of images, a mask, and a file that is a mask of no image
@@ -37,13 +36,13 @@ FIRST = {  # of each: a folder of images, a mask, and a file that is a mask of n
 
 
 def problems(name, data):
-    return [str(problem) for problem in examine(small(name), data).problems]
+    return [str(problem) for problem in examine(small(name), data)[1]]
 
 
 @pytest.mark.parametrize("name", SIDES)
 def test_a_whole_tree_is_as_expected(tmp_path, name):
-    layout = examine(small(name), write_tree(name, tmp_path))
-    assert not layout.problems
+    layout, found = examine(small(name), write_tree(name, tmp_path))
+    assert not found
     assert (len(layout.of("train")), len(layout.of("test"))) == SIDES[name]
     assert [case.item for case in layout.cases] == sorted(case.item for case in layout.cases)
 
@@ -86,27 +85,27 @@ def test_a_folder_of_masks_that_is_missing_leaves_no_case(tmp_path, name):
 def test_too_few_images_are_accepted_only_when_asked_for(tmp_path, name):
     write_tree(name, tmp_path)
     recipe = small(name)
-    enough, parts = examine(recipe, tmp_path), recipe.parts
+    (enough, _), parts = examine(recipe, tmp_path), recipe.parts
     object.__setattr__(recipe, "parts", tuple(type(p)(**{**vars(p), "least": 50}) for p in parts))
-    few = examine(recipe, tmp_path)
-    assert few.cases == enough.cases and all(problem.few for problem in few.problems)
-    assert len(few.problems) == sum(len(part.images) for part in parts)
-    require(few.problems, recipe, tmp_path, incomplete=True)
+    few, found = examine(recipe, tmp_path)
+    assert few == enough and all(problem.few for problem in found)
+    assert len(found) == sum(len(part.images) for part in parts)
+    require(found, recipe, tmp_path, incomplete=True)
     with pytest.raises(
         ConfigError, match=r"not laid out[\s\S]*--incomplete accepts fewer[\s\S]*50"
     ):
-        require(few.problems, recipe, tmp_path, incomplete=False)
+        require(found, recipe, tmp_path, incomplete=False)
 
 
 def test_other_problems_stay_fatal_with_incomplete(tmp_path):
     shutil.rmtree(write_tree("busi", tmp_path) / "UDIAT")
     recipe = small("busi")
     with pytest.raises(ConfigError, match="there is no folder UDIAT/original/"):
-        require(examine(recipe, tmp_path).problems, recipe, tmp_path, incomplete=True)
+        require(examine(recipe, tmp_path)[1], recipe, tmp_path, incomplete=True)
 
 
 def test_busi_unites_the_masks_of_an_image_and_leaves_normal_ones_out(tmp_path):
-    layout = examine(small("busi"), write_tree("busi", tmp_path))
+    layout, _ = examine(small("busi"), write_tree("busi", tmp_path))
     masks = {case.item.rpartition("/")[2]: case.masks["tumor"] for case in layout.cases}
     assert [len(masks[f"benign ({n}).png"]) for n in (1, 2, 3)] == [2, 1, 1]
     assert not [item for item in masks if item.startswith("normal")]
@@ -117,8 +116,8 @@ def test_names_with_signs_of_globs_are_taken_as_they_are(tmp_path):
     folder = tmp_path / "Dataset_BUSI_with_GT/benign"
     write(folder / "odd [1]*.png")
     write_mask(folder / "odd [1]*_mask.png", 1)
-    layout = examine(small("busi"), tmp_path)
-    assert not layout.problems
+    layout, found = examine(small("busi"), tmp_path)
+    assert not found
     (odd,) = [case for case in layout.cases if "odd" in case.item]
     assert odd.masks["tumor"] == (odd.item.replace(".png", "_mask.png"),)
 
@@ -126,8 +125,8 @@ def test_names_with_signs_of_globs_are_taken_as_they_are(tmp_path):
 def test_covid_lungs_may_lie_in_a_single_folder(tmp_path):
     write_tree("covid-lungs", tmp_path / "a")
     (tmp_path / "a" / COVID).rename(tmp_path / "Lung Segmentation Data")
-    layout = examine(small("covid-lungs"), tmp_path)
-    assert not layout.problems and len(layout.cases) == 27
+    layout, found = examine(small("covid-lungs"), tmp_path)
+    assert not found and len(layout.cases) == 27
 
 
 def test_a_drawn_split_is_the_same_every_time_and_keeps_patients_together(tmp_path):
@@ -137,8 +136,8 @@ def test_a_drawn_split_is_the_same_every_time_and_keeps_patients_together(tmp_pa
     rows = [(f"images/{n}.png", f"p{(n + 1) // 2}") for n in range(1, 7)]
     with (tmp_path / "patients.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("item", "patient"), *rows])
-    layout = examine(recipe, tmp_path)
-    assert not layout.problems and len(layout.of("test")) == 2
+    layout, found = examine(recipe, tmp_path)
+    assert not found and len(layout.of("test")) == 2
     assert len({layout.patients[case.item] for case in layout.of("test")}) == 1
     assert not {layout.patients[c.item] for c in layout.of("train")} & {
         layout.patients[c.item] for c in layout.of("test")
@@ -150,16 +149,17 @@ def test_a_drawn_split_is_the_same_every_time_and_keeps_patients_together(tmp_pa
 
 def test_the_view_lists_images_and_unites_masks(tmp_path):
     write_tree("busi", tmp_path / "downloads")
-    layout = examine(small("busi"), tmp_path / "downloads")
+    layout, _ = examine(small("busi"), tmp_path / "downloads")
     swapped = tuple(
         type(c)(c.item, {"train": "test", "test": "train"}[c.split], c.masks) for c in layout.cases
     )
-    layout = type(layout)(swapped, ())
-    view = write_view(layout, tmp_path / "downloads", tmp_path / "out")
-    listed = view.test.read_text().splitlines()
-    assert listed[0] == "item" and len(listed) == 7 and view.counts == {"train": 3, "test": 6}
-    assert all((view.test.parent / item).is_file() for item in listed[1:])
-    truth = view.truth / "tumor" / listed[1]
+    layout = type(layout)(swapped)
+    write_view(layout, tmp_path / "downloads", tmp_path / "out")
+    listed = (tmp_path / "out/test.csv").read_text().splitlines()
+    assert listed[0] == "item" and len(listed) == 7
+    assert str(layout) == "3 images for train, 6 images for test"
+    assert all((tmp_path / "out" / item).is_file() for item in listed[1:])
+    truth = tmp_path / "out/truth/tumor" / listed[1]
     united, _ = read_mask(truth)
     np.testing.assert_array_equal(np.nonzero(united.any((0, 1)))[0], [1, 2, 6, 7])
     before = truth.stat().st_mtime_ns
@@ -172,13 +172,13 @@ def test_the_view_refuses_masks_that_cannot_be_united(tmp_path):
     folder = tmp_path / "UDIAT/GT"
     (folder / "000001.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"cannot read the mask UDIAT/GT/000001\.png"):
-        write_view(examine(small("busi"), tmp_path), tmp_path, tmp_path / "out")
+        write_view(examine(small("busi"), tmp_path)[0], tmp_path, tmp_path / "out")
 
 
 def test_a_limit_draws_the_same_images_every_time(tmp_path):
-    layout = examine(small("covid-lungs"), write_tree("covid-lungs", tmp_path))
-    few = limited(layout, 2, 0)
-    assert few == limited(layout, 2, 0) and limited(layout, 0, 0) == layout
+    layout, _ = examine(small("covid-lungs"), write_tree("covid-lungs", tmp_path))
+    few = layout.limited(2, 0)
+    assert few == layout.limited(2, 0) and layout.limited(0, 0) == layout
     assert [len(few.of(split)) for split in ("train", "test")] == [2, 2]
 
 

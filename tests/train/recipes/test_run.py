@@ -10,7 +10,7 @@ from medclipsam.engine.cli.main import main
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.recipes.job import Job
 from medclipsam.train.recipes.phantoms import write_phantoms
-from medclipsam.train.recipes.recipe import find_recipe, read_recipe
+from medclipsam.train.recipes.recipe import read_recipe
 from medclipsam.train.recipes.run import carry_out
 
 QUICK = (
@@ -113,7 +113,7 @@ def test_wrong_data_are_refused_before_any_work(tmp_path):
 
 
 def test_phantoms_are_the_same_every_time(tmp_path):
-    phantoms = read_recipe(find_recipe("phantom")).phantoms
+    phantoms = read_recipe("phantom").phantoms
     for name, limit in (("a", 2), ("b", 3), ("b", 2)):
         write_phantoms(tmp_path / name, phantoms, limit)
     for path in (tmp_path / "a").rglob("*.png"):

@@ -71,12 +71,13 @@ def test_a_folder_becomes_a_bundle_that_segments(data, tmp_path):
     assert "6 images with 8 masks: 5 to learn from, 1 to judge on" in done.output
     assert "confidence" in done.output and "kept: the weights after" in done.output
     base, new = open_bundle("phantom"), open_bundle(str(tmp_path / "new"))
-    assert new.name == "new" and new.facts["clip"] == base.facts["clip"]
-    for name, digest in base.facts["files"].items():
-        assert (new.facts["files"][name] == digest) == name.startswith("clip/") or "sam/" in name
+    assert new.name == "new" and new.description["clip"] == base.description["clip"]
+    for name, digest in base.description["files"].items():
+        kept = new.description["files"][name] == digest
+        assert kept == name.startswith("clip/") or "sam/" in name
     assert "confidence" in base.defaults and "confidence" not in new.defaults
     assert new.defaults["presence"] == base.defaults["presence"] and not new.exports
-    notes = new.facts["notes"]
+    notes = new.description["notes"]
     assert notes["base"]["digest"] == base.digest
     assert notes["sam_training"]["settings"]["steps"] == 6
     assert notes["sam_training"]["masks"] == 8 and len(notes["sam_training"]["history"]) == 3
@@ -99,7 +100,7 @@ def test_from_scratch_takes_the_sizes_only(data, tmp_path):
     done = call(data, tmp_path / "new", *flags)
     assert done.exit_code == 0, done.output
     new = open_bundle(str(tmp_path / "new"))
-    assert new.facts["sam"]["identity"] == "trained from scratch by medclipsam train sam"
+    assert new.description["sam"]["identity"] == "trained from scratch by medclipsam train sam"
     before = load_file(open_bundle("phantom").folder / "sam/model.safetensors")
     after = load_file(tmp_path / "new/sam/model.safetensors")
     name = "image_encoder.patch_embed.proj.weight"
@@ -333,7 +334,7 @@ def test_killed_and_called_again_it_ends_in_the_same_bytes(data, tmp_path):
     assert again.exit_code == 0 and "resuming after" in again.output
     assert call(data, whole, base=base).exit_code == 0
     assert weights(cut) == weights(whole)
-    notes = [open_bundle(str(out)).facts["notes"] for out in (whole, cut)]
+    notes = [open_bundle(str(out)).description["notes"] for out in (whole, cut)]
     assert notes[0] == notes[1]
 
 
@@ -342,7 +343,7 @@ def test_a_kill_while_the_bundle_is_written_costs_nothing(data, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medclipsam.train.sam.bundle._publish", die)
+        patch.setattr("medclipsam.train.sam.bundle.write_description", die)
         assert call(data, tmp_path / "new").exit_code == 130
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".new.training", "data"]
@@ -356,7 +357,7 @@ def test_a_full_disk_while_the_bundle_is_written_is_named(data, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medclipsam.train.sam.bundle._publish", full)
+    monkeypatch.setattr("medclipsam.train.sam.bundle.write_description", full)
     done = call(data, tmp_path / "new")
     assert done.exit_code == 1 and "No space left" in done.output
     assert not (tmp_path / "new").exists() and training_folder(tmp_path / "new").exists()
@@ -374,7 +375,8 @@ def test_settings_of_the_command_are_those_of_the_training(data, tmp_path, monke
         lambda *call: seen.append(call) or replace(call[0], folder=tmp_path),
     )
     flags = ["--grow", "0.2", "--precision", "bf16", "--components", "--seed", "4"]
-    assert call(data, tmp_path / "new", *flags, base=["--bundle", "phantom"]).exit_code == 0
+    base = ["--bundle", "phantom", "--threads", "1"]
+    assert call(data, tmp_path / "new", *flags, base=base).exit_code == 0
     (_, _, _, out, training, *_) = seen[0]
     assert out == tmp_path / "new"
     assert (training.grow, training.precision, training.components) == (0.2, "bf16", True)

@@ -18,12 +18,12 @@ from medclipsam.train.sam.data import (
     SamSamples,
     fit_mask,
     prepare_image,
-    square_samples,
 )
 from medclipsam.train.sam.encoder import embed_images, inside_image, to_input
-from medclipsam.train.sam.fit import SamTraining, split_samples, train_sam
+from medclipsam.train.sam.fit import split_samples, train_sam
 from medclipsam.train.sam.fitting import Fitting
 from medclipsam.train.sam.loss import hard_dice, mask_loss
+from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast
 
 CPU = torch.device("cpu")
@@ -47,6 +47,12 @@ ALL = replace(SHORT, encoder=True, accumulate=2, recompute=True)
 
 def quiet(line):
     pass
+
+
+def square_samples(images, masks, source):
+    """Samples of images that fill the square, each a group of its own."""
+    inner = np.full((len(images), 2), images.shape[1], np.int64)
+    return SamSamples(images, inner, masks, source, [str(n) for n in range(len(images))])
 
 
 def phantoms(count, side, first=0):

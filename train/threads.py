@@ -1,14 +1,24 @@
-"""Work on a few items ahead of the one that is asked for, in their order."""
+"""Threads: how many compute, and work on a few items ahead of the one that is asked for."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def use_threads(threads: int | None) -> int:
+    """Let torch compute with so many threads, or with all that are to be had; returns how many."""
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count
 
 
 def work_ahead(

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,9 +74,9 @@ def open_graph(
     with current(device):
         engine = load_engine(runtime, _find_plan(bundle, entry, key), name)
         graph = Graph(engine, name, ranges, device, SideStream(device), open_logger(runtime))
-    if name == "text":
-        return _Text(graph)
-    return _Features(graph) if name == "features" else graph
+    if name == "text":  # one by one, as they are: what stands beside a text changes nothing
+        return lambda tokens: torch.cat([graph(row[None]) for row in tokens])
+    return partial(_run_features, graph) if name == "features" else graph
 
 
 def _find_plan(bundle: Bundle, entry: Mapping[str, Any], key: PlanKey) -> bytes:
@@ -264,24 +264,9 @@ def _require_match(engine: Any, name: str, ranges: Mapping[str, Range]) -> dict[
     return {key: DTYPES[engine.get_tensor_dtype(key).name] for key in found}
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Texts one by one, as they are: what stands beside a text changes nothing."""
-
-    graph: Graph
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return torch.cat([self.graph(row[None]) for row in tokens])
-
-
-@dataclass(frozen=True)
-class _Features:
+def _run_features(graph: Graph, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``features`` in calls of 1…``TEXTS`` texts; none are given as one of zeros."""
-
-    graph: Graph
-
-    def __call__(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        some = texts if len(texts) else texts.new_zeros(1, texts.shape[1])
-        found = [self.graph(pixels, part) for part in some.split(TEXTS)]
-        importance = torch.cat([third for _, _, third in found], 1)
-        return found[0][0], found[0][1], importance[:, : len(texts)]
+    some = texts if len(texts) else texts.new_zeros(1, texts.shape[1])
+    found = [graph(pixels, part) for part in some.split(TEXTS)]
+    importance = torch.cat([third for _, _, third in found], 1)
+    return found[0][0], found[0][1], importance[:, : len(texts)]

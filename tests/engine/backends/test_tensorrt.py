@@ -43,12 +43,12 @@ def trt11(monkeypatch, tmp_path):
     return install(monkeypatch, tmp_path / "home")
 
 
-def publish(bundle, precision="fp32"):
+def publish(bundle, precision="fp32", device=CPU):
     """``bundle`` with plans in the cache that it names."""
     judged = []
     (bundle.folder / "bundle.json").write_text("{}")
     config = make_config(SETTINGS, {"precision": precision})
-    export_tensorrt(bundle, config, CPU, lambda staged: judged.append(staged) or {})
+    export_tensorrt(bundle, config, device, lambda staged: judged.append(staged) or {})
     return judged[0]
 
 
@@ -344,12 +344,9 @@ def gpu(monkeypatch, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_real_plans_compute_their_graphs(gpu, tiny_bundle, tmp_path, name):
-    exported = write_exports(tiny_bundle, tmp_path)
-    (tmp_path / "bundle.json").write_text("{}")
-    judged = []
-    export_tensorrt(exported, make_config(SETTINGS), gpu, lambda b: judged.append(b) or {})
     batch, reference = CASES[name]
-    graph = tensorrt.open_graph(judged[0], name, gpu, batch)
+    bundle = publish(write_exports(tiny_bundle, tmp_path), device=gpu)
+    graph = tensorrt.open_graph(bundle, name, gpu, batch)
     for seed in range(3):
         given = [t + seed for t in inputs(tiny_bundle, name)]
         found = graph(*(t.to(gpu) for t in given))
@@ -360,14 +357,8 @@ def test_real_plans_compute_their_graphs(gpu, tiny_bundle, tmp_path, name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_real_low_plans_are_low(gpu, tiny_bundle, tmp_path, precision):
-    exported = write_exports(tiny_bundle, tmp_path, precision)
-    (tmp_path / "bundle.json").write_text("{}")
-    judged = []
-    config = make_config(SETTINGS, {"precision": precision})
-    export_tensorrt(exported, config, gpu, lambda b: judged.append(b) or {})
+    bundle = publish(write_exports(tiny_bundle, tmp_path, precision), precision, gpu)
+    graph = tensorrt.open_graph(bundle, "score", gpu, 3, precision=precision)
     (given,) = inputs(tiny_bundle, "score")
-    found = tensorrt.open_graph(judged[0], "score", gpu, 3, precision=precision)(
-        given.to(gpu)
-    ).cpu()
-    expected = score_reference(given)
+    found, expected = graph(given.to(gpu)).cpu(), score_reference(given)
     assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()

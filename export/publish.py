@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,19 @@ def judge(
         if precision == "bf16" and device.type == "cpu":
             exported = _emulated(exported, precision, Path(name))
             ran += ", bf16 by rounding float32"
-
-        def explain(graph: str, inputs: Sequence[Tensor]) -> str:
-            path = graph_file(exported, "onnx", precision, graph)
-            given = [tensor.cpu() for tensor in rows_of(graph, inputs, 2)]
-            return find_deviation(make_spec(bundle, graph), path, given, LIMITS[precision].error)
-
+        explain = partial(find_layer, bundle, exported, precision)
         return measure(
             bundle, exported, "onnx", precision, images, prompts, device, ran, explain, log
         )
+
+
+def find_layer(
+    bundle: Bundle, exported: Bundle, precision: str, graph: str, inputs: Sequence[Tensor]
+) -> str:
+    """Which layer of the ONNX graph in ``exported`` is the first that is off."""
+    path = graph_file(exported, "onnx", precision, graph)
+    given = [tensor.cpu() for tensor in rows_of(graph, inputs, 2)]
+    return find_deviation(make_spec(bundle, graph), path, given, LIMITS[precision].error)
 
 
 def _emulated(exported: Bundle, precision: str, folder: Path) -> Bundle:
@@ -170,19 +175,27 @@ def put_export(
         sync_folder(final.parent)
     except OSError as exc:
         raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
-    facts = json.loads((target / description).read_text("utf-8"))
-    facts.setdefault("exports", {}).setdefault("onnx", {})[precision] = entry
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    write_durable(target / description, text.encode())
+    name_export(target / description, "onnx", precision, entry)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def name_export(path: Path, backend: str, precision: str, entry: dict[str, Any]) -> None:
+    """Put an export into the description at ``path``, in place of an earlier one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    facts = json.loads(path.read_text("utf-8"))
+    facts.setdefault("exports", {}).setdefault(backend, {})[precision] = entry
+    write_durable(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _copy(bundle: Bundle, target: Path) -> None:
     """The bundle without exports, its description last."""
-    for relative in bundle.facts["files"]:
+    for relative in bundle.description["files"]:
         path = target / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / relative, path)
-    facts = {key: value for key, value in bundle.facts.items() if key != "exports"}
+    facts = {key: value for key, value in bundle.description.items() if key != "exports"}
     text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
     write_durable(target / DESCRIPTION, text.encode())

@@ -7,7 +7,6 @@ of those that passed the comparison with torch.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -32,10 +31,10 @@ from medclipsam.engine.backends.tensorrt_runtime import (
     require_gpu,
 )
 from medclipsam.engine.config import EngineConfig
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import DESCRIPTION, Bundle
 from medclipsam.engine.weights.exports import GRAPHS, graph_file
+from medclipsam.export.publish import name_export
 from medclipsam.export.tensorrt_builder import WORKSPACE, Report, build_engine
 from medclipsam.export.tensorrt_layers import check_layers, inspect_engine, read_graph
 
@@ -95,7 +94,7 @@ def export_tensorrt(
     staged = {**bundle.exports, "tensorrt": {config.precision: entry}}
     figures = judge(bundle.with_exports(bundle.folder, staged))
     entry["machines"][plans[0].key.machine]["parity"] = figures
-    _publish(bundle, config.precision, entry)
+    name_export(bundle.folder / DESCRIPTION, "tensorrt", config.precision, entry)
     return plans
 
 
@@ -168,10 +167,3 @@ def _entry(bundle: Bundle, config: EngineConfig, plans: Sequence[Plan]) -> dict[
         "sizes": batch_sizes(config),
     }
     return {"files": {}, "machines": {**before, key.machine: machine}}
-
-
-def _publish(bundle: Bundle, precision: str, entry: dict[str, Any]) -> None:
-    path = bundle.folder / DESCRIPTION
-    facts = json.loads(path.read_text("utf-8"))
-    facts.setdefault("exports", {}).setdefault("tensorrt", {})[precision] = entry
-    write_durable(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medclipsam.engine.backends import open_device
 from medclipsam.engine.backends.plans import find_machine, machine_name
@@ -17,11 +17,8 @@ from medclipsam.engine.config import make_config
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.types import Prompts
 from medclipsam.engine.weights.bundle import DESCRIPTION, Bundle, open_bundle
-from medclipsam.engine.weights.exports import graph_file
-from medclipsam.export.graphs import make_spec
-from medclipsam.export.layers import find_deviation
-from medclipsam.export.parity import LIMITS, Parity, measure, rows_of
-from medclipsam.export.publish import export_onnx
+from medclipsam.export.parity import Parity, measure
+from medclipsam.export.publish import export_onnx, find_layer
 from medclipsam.export.report import write_report
 from medclipsam.export.scans import PROMPTS, draw_scans
 from medclipsam.export.tensorrt import batch_sizes, export_tensorrt
@@ -98,12 +95,7 @@ def judge_plans(
     log: Callable[[str], None],
 ) -> Parity:
     """Figures of the plans that ``exported`` names, each for as many rows as it is for."""
-
-    def explain(graph: str, inputs: Sequence[Tensor]) -> str:
-        path = graph_file(bundle, "onnx", precision, graph)
-        given = [tensor.cpu() for tensor in rows_of(graph, inputs, 2)]
-        return find_deviation(make_spec(bundle, graph), path, given, LIMITS[precision].error)
-
+    explain = partial(find_layer, bundle, bundle, precision)
     ran = f"tensorrt {version} on {torch.cuda.get_device_name(device)}"
     settings = {
         "saliency": {"rows": sizes["score"]},

@@ -1,225 +1,32 @@
-"""SAM's training: loss, frame, frozen encoder, steps, judgement, and going on after a stop."""
+"""SAM's training: steps, judgement, and going on after a stop."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sam_samples import (
+    ALL,
+    CPU,
+    SHORT,
+    changed,
+    phantoms,
+    quiet,
+    tiny_sam,
+    weights,
+)
 
 from medclipsam.engine.backends.pytorch import encode_image
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.segment import Segmenter, inner_size
 from medclipsam.engine.weights.bundle import open_bundle
-from medclipsam.engine.weights.models import SamConfig, build_sam
-from medclipsam.train.phantoms.phantoms import make_phantom
+from medclipsam.engine.weights.models import build_sam
 from medclipsam.train.sam import fitting as sam_fitting
-from medclipsam.train.sam.boxes import jitter_boxes, tight_boxes
-from medclipsam.train.sam.data import (
-    SamSamples,
-    fit_mask,
-    prepare_image,
-)
-from medclipsam.train.sam.encoder import embed_images, inside_image, to_input
+from medclipsam.train.sam.boxes import tight_boxes
+from medclipsam.train.sam.encoder import embed_images, to_input
 from medclipsam.train.sam.fit import split_samples, train_sam
 from medclipsam.train.sam.fitting import Fitting
-from medclipsam.train.sam.loss import hard_dice, mask_loss
 from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast
-
-CPU = torch.device("cpu")
-TINY = SamConfig(
-    image_size=64,
-    patch_size=8,
-    encoder_width=32,
-    encoder_depth=2,
-    encoder_heads=2,
-    global_blocks=(1,),
-    window=4,
-    channels=32,
-    decoder_heads=2,
-    decoder_mlp=64,
-)
-SHORT = SamTraining(
-    steps=7, batch=2, learning_rate=1e-3, warmup=2, val_share=0.3, validate_every=3, save_every=2
-)
-ALL = replace(SHORT, encoder=True, accumulate=2, recompute=True)
-
-
-def quiet(line):
-    pass
-
-
-def square_samples(images, masks, source):
-    """Samples of images that fill the square, each a group of its own."""
-    inner = np.full((len(images), 2), images.shape[1], np.int64)
-    return SamSamples(images, inner, masks, source, [str(n) for n in range(len(images))])
-
-
-def phantoms(count, side, first=0):
-    drawn = [make_phantom(seed, size=(side, side)) for seed in range(first, first + count)]
-    pairs = [(n, m) for n, d in enumerate(drawn) for m in d.masks.values() if m.any()]
-    images = np.stack([(d.pixels * 255 + 0.5).astype(np.uint8) for d in drawn])
-    return square_samples(images, np.stack([m for _, m in pairs]), np.array([n for n, _ in pairs]))
-
-
-def tiny_sam(seed=3):
-    torch.manual_seed(seed)
-    return build_sam(TINY)
-
-
-def weights(sam):
-    return {name: tensor.clone() for name, tensor in sam.state_dict().items()}
-
-
-def changed(sam, before):
-    return {name for name, tensor in sam.state_dict().items() if not tensor.equal(before[name])}
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    return phantoms(12, 64)
-
-
-@pytest.fixture(scope="module")
-def padded():
-    """Colour images of several shapes, two masks each."""
-    rng = np.random.default_rng(0)
-    images, inner, masks = [], [], []
-    for shape in [(50, 80), (100, 40), (64, 64), (31, 200)]:
-        images.append(prepare_image(rng.integers(0, 256, (*shape, 3), np.uint8), TINY))
-        inner.append(inner_size(shape, TINY))
-        for part in (0.2, 0.6):
-            mask = np.zeros(shape, bool)
-            top, left = int(part * shape[0]), int(part * shape[1])
-            mask[top : top + shape[0] // 3, left : left + shape[1] // 3] = True
-            masks.append(fit_mask(mask, inner[-1], 64))
-    source = np.arange(8) // 2
-    groups = [str(n) for n in range(4)]
-    return SamSamples(np.stack(images), np.array(inner), np.stack(masks), source, groups)
-
-
-def literal_loss(logits, predicted, truth, inside):
-    """Pixel by pixel, in float64."""
-    losses, dices = [], []
-    for z, q, t, s in zip(logits, predicted, truth, inside, strict=True):
-        pixels = [
-            (float(a), bool(b)) for a, b, ok in zip(z.flat, t.flat, s.flat, strict=True) if ok
-        ]
-        p = [1 / (1 + np.exp(-a)) for a, _ in pixels]
-        entropy = [-np.log(v if b else 1 - v) for v, (_, b) in zip(p, pixels, strict=True)]
-        overlap = sum(v for v, (_, b) in zip(p, pixels, strict=True) if b)
-        dice = (2 * overlap + 1) / (sum(p) + sum(b for _, b in pixels) + 1)
-        both = sum(a > 0 and b for a, b in pixels)
-        union = sum(a > 0 or b for a, b in pixels)
-        losses.append(1 - dice + np.mean(entropy) + (float(q) - both / max(union, 1)) ** 2)
-        dices.append(dice)
-    return losses, dices
-
-
-def loss_case():
-    rng = np.random.default_rng(1)
-    logits = torch.from_numpy(rng.normal(0, 2, (3, 9, 9)))
-    inside = inside_image(np.array([[9, 9], [9, 5], [4, 9]]), 9)
-    truth = torch.from_numpy(rng.random((3, 9, 9)) < 0.4) & inside
-    return logits, torch.tensor([0.2, 0.7, 1.1]), truth, inside
-
-
-def test_the_loss_is_the_literal_one():
-    logits, predicted, truth, inside = loss_case()
-    loss, dice = mask_loss(logits, predicted, truth, inside)
-    expected = literal_loss(logits.numpy(), predicted, truth.numpy(), inside.numpy())
-    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)  # truth and share are float32
-    np.testing.assert_allclose(dice, expected[1], rtol=1e-6)
-
-
-def test_padding_has_no_say():
-    logits, predicted, truth, inside = loss_case()
-    other = torch.where(inside, logits, 50.0).requires_grad_()
-    loss, _ = mask_loss(other, predicted, truth, inside)
-    torch.testing.assert_close(loss, mask_loss(logits, predicted, truth, inside)[0])
-    loss.sum().backward()
-    assert not other.grad[~inside].any() and other.grad[inside].all()
-    torch.testing.assert_close(hard_dice(other, truth, inside), hard_dice(logits, truth, inside))
-
-
-@pytest.mark.parametrize("fit", ["pad", "squash"])
-@pytest.mark.parametrize("shape", [(50, 80), (97, 33), (64, 64), (1, 300)])
-def test_images_enter_as_they_do_in_the_engine(fit, shape):
-    config = replace(TINY, fit=fit)
-    rgb = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
-    samples = SamSamples(
-        prepare_image(rgb, config)[None],
-        np.array([inner_size(shape, config)]),
-        np.ones((1, 64, 64), bool),
-        np.zeros(1, np.int64),
-        ["a"],
-    )
-    engine = Segmenter(None, None, config, CPU, 1, 1)
-    assert to_input(build_sam(config), samples, np.array([0]))[0].equal(engine.prepare(rgb))
-
-
-def test_grey_images_enter_as_their_colour_would(drawn):
-    sam, chosen = tiny_sam(), np.array([1, 4])
-    colour = replace(drawn, images=np.repeat(drawn.images[..., None], 3, 3))
-    assert to_input(sam, drawn, chosen).equal(to_input(sam, colour, chosen))
-
-
-@pytest.mark.parametrize("shape", [(50, 80), (97, 33), (20, 20)])
-def test_masks_are_brought_to_the_frame_by_their_nearest_pixel(shape):
-    mask = np.random.default_rng(3).random(shape) < 0.5
-    h, w = inner_size(shape, TINY)
-    found = fit_mask(mask, (h, w), 64)
-    rows = ((np.arange(h) + 0.5) * shape[0] / h).astype(int)
-    columns = ((np.arange(w) + 0.5) * shape[1] / w).astype(int)
-    differing = np.count_nonzero(found[:h, :w] != mask[np.ix_(rows, columns)])
-    assert differing <= 0.02 * h * w  # ties between two pixels
-    assert not found[h:].any() and not found[:, w:].any()
-
-
-def test_boxes_stay_on_the_image(padded):
-    inner = padded.inner[padded.source]
-    boxes = jitter_boxes(np.random.default_rng(0), padded.masks, 0.4, 3.0, inner)
-    assert (boxes >= 0).all() and (boxes[:, 2:] <= inner[:, ::-1]).all()
-    assert (boxes[:, :2] < boxes[:, 2:]).all()
-    still = jitter_boxes(np.random.default_rng(0), padded.masks, 0, 0, inner)
-    np.testing.assert_array_equal(still, tight_boxes(padded.masks))
-
-
-def test_a_frozen_encoder_is_frozen_and_its_embeddings_are_direct_ones(padded, tmp_path):
-    sam, lines = tiny_sam(), []
-    before = weights(sam)
-    with torch.no_grad():
-        direct = [encode_image(sam, to_input(sam, padded, np.array([n])))[0] for n in range(4)]
-    train_sam(sam, padded, replace(SHORT, val_share=0.0), tmp_path, log=lines.append)
-    moved = changed(sam, before)
-    assert moved and not any("image_encoder" in name for name in moved)
-    assert any("frozen" in line and "brightness" in line for line in lines)
-    cached = np.fromfile(tmp_path / "embeddings.bin", np.float32)
-    np.testing.assert_array_equal(cached.reshape(4, 32, 8, 8), torch.stack(direct).numpy())
-
-
-def test_embeddings_go_on_where_they_were_stopped(padded, tmp_path, monkeypatch):
-    sam, asked = tiny_sam(), []
-    monkeypatch.setattr("medclipsam.train.sam.encoder.SAVED_EVERY", 1)
-    embed = make_autocast(CPU, "fp32")
-    whole = np.array(embed_images(sam, padded, embed, tmp_path / "a", {"x": 1}, quiet))
-
-    def stop(*call, before=encode_image):
-        asked.append(call)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return before(*call)
-
-    monkeypatch.setattr("medclipsam.train.sam.encoder.encode_image", stop)
-    with pytest.raises(KeyboardInterrupt):
-        embed_images(sam, padded, embed, tmp_path / "b", {"x": 1}, quiet)
-    with (tmp_path / "b/embeddings.bin").open("ab") as file:
-        file.write(b"torn row")
-    again = embed_images(sam, padded, embed, tmp_path / "b", {"x": 1}, quiet)
-    np.testing.assert_array_equal(again, whole)
-    assert len(asked) == 5
-    embed_images(sam, padded, embed, tmp_path / "b", {"x": 2}, quiet)
-    assert len(asked) == 9
 
 
 def test_with_the_encoder_all_of_sam_learns(padded, tmp_path):

@@ -15,12 +15,14 @@ Text to image is the same over columns, with β2. All in log space, in float32 a
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOSSES = ("dhn-nce", "hn-nce", "dcl", "info-nce")
+Loss = Literal["dhn-nce", "hn-nce", "dcl", "info-nce"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
 def info_nce(image_embeddings: Tensor, text_embeddings: Tensor, temperature: float = 0.6) -> Tensor:

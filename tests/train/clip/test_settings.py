@@ -1,11 +1,13 @@
 """Settings that make no sense are refused by name."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 
 from medclipsam.engine.errors import ConfigError
-from medclipsam.train.clip.fit import ClipTraining
+from medclipsam.train.clip.settings import ClipTraining
+from medclipsam.train.losses import LOSSES
 
 SHORT = ClipTraining(
     epochs=2, batch=6, learning_rate=1e-3, warmup=2, temperature=0.07, augmentation="patches"
@@ -26,3 +28,7 @@ SHORT = ClipTraining(
 def test_settings_that_make_no_sense(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         replace(SHORT, **changes)
+
+
+def test_every_loss_can_be_chosen():
+    assert get_args(get_type_hints(ClipTraining)["loss"]) == LOSSES

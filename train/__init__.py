@@ -1,1 +1,1 @@
-"""Phantoms, losses and trainings; makes the bundle that ships with the package."""
+"""Trainings, what they are judged by, and the data sets and phantoms that they learn from."""

@@ -1,1 +1,1 @@
-"""Fine-tuning BiomedCLIP on pairs of image and caption."""
+"""Fine-tuning BiomedCLIP on pairs of image and caption. Refuses to know where pairs come from."""

@@ -1,1 +1,1 @@
-"""Images with captions or masks: where they come from, decoded once."""
+"""Images with captions: where they come from, decoded once. Refuses to know who learns from them."""

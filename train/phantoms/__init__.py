@@ -1,1 +1,1 @@
-"""Synthetic scans with true masks, and the bundle that is made of them."""
+"""Synthetic scans with true masks, and the bundle made of them. Refuses to know real images."""

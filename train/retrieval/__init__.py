@@ -1,1 +1,1 @@
-"""Which caption a model finds for an image, and which image for a caption."""
+"""Which caption a model finds for an image, and vice versa. Refuses to know how it was trained."""

@@ -1,1 +1,1 @@
-"""Fine-tuning SAM on masks."""
+"""Fine-tuning SAM on boxes and masks. Refuses to know texts, and who drew the masks."""

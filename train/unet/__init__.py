@@ -1,1 +1,1 @@
-"""Weak supervision: a residual U-Net that learns from the masks of a run."""
+"""Weak supervision: a residual U-Net that learns from a run's masks. Refuses to know how they arose."""

@@ -1,1 +1,1 @@
-"""Images with captions: where they come from, decoded once. Refuses to know who learns from them."""
+"""Images with captions: where they come from, decoded once. Refuses to know who learns of them."""

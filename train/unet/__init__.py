@@ -1,1 +1,1 @@
-"""Weak supervision: a residual U-Net that learns from a run's masks. Refuses to know how they arose."""
+"""Weak supervision: a U-Net that learns from the masks of a run. Refuses to know how they arose."""

@@ -11,8 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from medclipsam.engine.archive import open_archive
-from medclipsam.engine.archive.readers.reader import decode
+from medclipsam.engine.archive import Decoders, open_archive
 from medclipsam.engine.errors import ConfigError, InputError
 
 SIZES = ((160, 200), (256, 192), (224, 224))
@@ -51,14 +50,14 @@ def read_scans(folder: Path) -> list[np.ndarray]:
         ConfigError: there is none, or one cannot be read.
     """
     found = []
-    for entry in open_archive(folder):
-        try:
-            if entry.error:
-                raise entry.error
-            source = entry.fetch() if entry.fetch else entry.files
-            found.append(np.ascontiguousarray(decode(source).frames[0]))
-        except InputError as exc:
-            raise ConfigError(f"{entry.ref.path} of {folder} cannot be compared on: {exc}") from exc
+    with Decoders(1) as decoders:
+        for entry in open_archive(folder):
+            try:
+                found.append(np.ascontiguousarray(decoders.decode(entry).frames[0]))
+            except InputError as exc:
+                raise ConfigError(
+                    f"{entry.ref.path} of {folder} cannot be compared on: {exc}"
+                ) from exc
     if not found:
         raise ConfigError(f"{folder} holds no images")
     return found

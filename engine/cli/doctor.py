@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+from medclipsam.engine.cli.samples import DECODERS, compare
 
 State = Literal["ok", "absent", "broken"]
 REINSTALL = "reinstall it in this environment: pip install --force-reinstall {}"
@@ -145,7 +144,7 @@ def _torch() -> str:
     import torch
 
     left = torch.arange(12, dtype=torch.float32).reshape(3, 4)
-    _same("a matrix product", (left @ left.T).numpy(), left.numpy() @ left.numpy().T)
+    compare("a matrix product", (left @ left.T).numpy(), left.numpy() @ left.numpy().T)
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
@@ -157,7 +156,7 @@ def _cuda() -> str:
     found = []
     for index in range(torch.cuda.device_count()):
         ones = torch.ones(64, 64, device=f"cuda:{index}")
-        _same(f"a product on cuda:{index}", (ones @ ones).cpu().numpy(), np.full((64, 64), 64.0))
+        compare(f"a product on cuda:{index}", (ones @ ones).cpu().numpy(), np.full((64, 64), 64.0))
         facts = torch.cuda.get_device_properties(index)
         found.append(f"{facts.name}, {_gib(facts.total_memory)}")
     return f"{'; '.join(found)}; CUDA {torch.version.cuda}"
@@ -200,114 +199,8 @@ def _numba() -> str:
     values = np.arange(5.0)
     out = np.empty_like(values)
     kernel(values, out)
-    _same("a compiled kernel", out, values**2)
+    compare("a compiled kernel", out, values**2)
     return f"{numba.__version__}, compiled and ran a kernel"
-
-
-PICTURE = np.arange(8 * 12, dtype=np.uint16).reshape(8, 12) * 600
-
-
-def _pillow(
-    form: str, picture: np.ndarray, tolerance: int = 0, **options: str
-) -> Callable[[], str]:
-    def probe() -> str:
-        import PIL
-        from PIL import Image
-
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, form, **options)
-        with Image.open(io.BytesIO(stream.getvalue()), formats=[form]) as image:
-            _same(form, np.asarray(image), picture, tolerance)
-        return f"pillow {PIL.__version__}"
-
-    return probe
-
-
-def _dicom(syntax: str) -> Callable[[], str]:
-    """Write a 16-bit DICOM object in the transfer syntax ``syntax`` and read it back."""
-
-    def probe() -> str:
-
-        from pydicom import dcmread, uid
-        from pydicom.encaps import encapsulate
-        from pydicom.pixels import get_decoder
-
-        name = getattr(uid, syntax)
-        data = _dicom_object()
-        if name == uid.JPEG2000Lossless:  # by another encoder than that of the plug-in
-            data.PixelData = encapsulate([_jpeg_2000()])
-            data.file_meta.TransferSyntaxUID = name
-        elif name.is_compressed:
-            data.compress(name)
-        stream = io.BytesIO()
-        data.save_as(stream, enforce_file_format=True)
-        read = dcmread(io.BytesIO(stream.getvalue()))
-        if read.file_meta.TransferSyntaxUID != name:
-            raise RuntimeError(f"expected {name.name}, got {read.file_meta.TransferSyntaxUID}")
-        _same(name.name, read.pixel_array, PICTURE)
-        plugins = getattr(get_decoder(name), "available_plugins", ())
-        through = f" through {', '.join(plugins)}" if plugins else ""
-        return f"pydicom {version('pydicom')}{through}"
-
-    return probe
-
-
-def _jpeg_2000() -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(PICTURE).save(stream, "JPEG2000", no_jp2=True, irreversible=False)
-    return stream.getvalue()
-
-
-def _dicom_object() -> Dataset:
-    from pydicom import uid
-    from pydicom.dataset import Dataset, FileMetaDataset
-
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
-    data.Rows, data.Columns = PICTURE.shape
-    data.SamplesPerPixel = 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit = 15
-    data.PixelRepresentation = 0
-    data.PixelData = PICTURE.tobytes()
-    return data
-
-
-def _nifti() -> str:
-    import nibabel
-
-    voxels = PICTURE.reshape(4, 8, 3)
-    data = nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
-    read = nibabel.Nifti1Image.from_bytes(data)
-    _same("a NIfTI volume", np.asarray(read.dataobj), voxels)
-    return f"nibabel {nibabel.__version__}"
-
-
-def _gdcm() -> str:
-    from medclipsam.engine.archive.readers.dicom.lossless import DECODER
-
-    DECODER.start()
-    return f"python-gdcm {version('python-gdcm')}, in a process of its own"
-
-
-SMOOTH = (PICTURE >> 8).astype(np.uint8)
-DECODERS: tuple[tuple[str, Callable[[], str], str], ...] = (
-    ("PNG, 16 bits", _pillow("PNG", PICTURE), "pillow"),
-    ("JPEG", _pillow("JPEG", SMOOTH, tolerance=16), "pillow"),
-    ("TIFF", _pillow("TIFF", PICTURE, compression="tiff_lzw"), "pillow"),  # needs libtiff
-    ("DICOM", _dicom("ExplicitVRLittleEndian"), "pydicom"),
-    ("DICOM JPEG 2000", _dicom("JPEG2000Lossless"), "pylibjpeg pylibjpeg-openjpeg"),
-    ("DICOM JPEG-LS", _dicom("JPEGLSLossless"), "pyjpegls"),
-    ("DICOM RLE", _dicom("RLELossless"), "pylibjpeg pylibjpeg-rle"),
-    ("DICOM JPEG Lossless", _gdcm, "python-gdcm"),
-    ("NIfTI", _nifti, "nibabel"),
-)
 
 
 def _parquet() -> str:
@@ -331,11 +224,3 @@ def _disk() -> str:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-def _same(what: str, got: np.ndarray, expected: np.ndarray, tolerance: float = 0) -> None:
-    if got.shape != expected.shape:
-        raise RuntimeError(f"{what} came out as {got.shape}, expected {expected.shape}")
-    worst = float(np.abs(got.astype(np.float64) - expected).max())
-    if not worst <= tolerance:
-        raise RuntimeError(f"{what} came out wrong, by up to {worst:g}")

@@ -108,10 +108,9 @@ def inspect(
     from medclipsam.engine.archive import read_image
     from medclipsam.engine.durable import write_durable
     from medclipsam.engine.outputs.figure import inspection
-    from medclipsam.engine.types import ItemRef
 
     wanted = choose_prompts(prompts, options["config"])
-    frames = read_image(image, ItemRef(image.name)).frames
+    frames = read_image(image).frames
     if not 0 <= frame < len(frames):
         raise ConfigError(f"{image} has frames 0 to {len(frames) - 1}, got --frame {frame}")
     engine = open_engine(options)

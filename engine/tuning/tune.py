@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medclipsam.engine.archive import read_image
+from medclipsam.engine.archive import Decoders, Entry
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
@@ -90,7 +90,8 @@ def read_samples(images: Path, truth: Path, labels: Sequence[str]) -> list[Sampl
             f"no mask of {truth} fits an image of {images}: expected {truth}/LABEL/… with the "
             f"paths of the images, for the labels {', '.join(labels)}"
         )
-    return [s for image in sorted(found) for s in _read_frames(images, image, found[image])]
+    with Decoders(1) as decoders:
+        return [s for image in sorted(found) for s in _read_frames(decoders, image, found[image])]
 
 
 def _masks_of(truth: Path, label: str, alone: bool) -> Files:
@@ -101,8 +102,8 @@ def _masks_of(truth: Path, label: str, alone: bool) -> Files:
     return dict(walk_files(truth)) if alone else {}
 
 
-def _read_frames(root: Path, path: Path, masks: Mapping[str, Path]) -> Iterator[Sample]:
-    frames = read_image(root, ItemRef(path.relative_to(root).as_posix())).frames
+def _read_frames(decoders: Decoders, path: Path, masks: Mapping[str, Path]) -> Iterator[Sample]:
+    frames = decoders.decode(Entry(ItemRef(path.name), files=(path,))).frames
     truths = {label: read_mask(mask)[0] for label, mask in masks.items()}
     for label, mask in truths.items():
         truths[label] = mask = mask if mask.ndim == 3 else mask[None]

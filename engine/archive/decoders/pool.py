@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from medclipsam.engine.archive.decoders.pipe import receive, receive_json, send
@@ -26,6 +27,7 @@ from medclipsam.engine.archive.entry import Entry
 from medclipsam.engine.archive.limits import DEFAULT_LIMITS, Limits, refuse
 from medclipsam.engine.archive.readers.reader import Decoded
 from medclipsam.engine.errors import BackendError
+from medclipsam.engine.types import Image, ItemRef
 
 PROGRAM = """
 import signal
@@ -90,6 +92,19 @@ class Decoders:
         """End all processes at once; items on their way end in BackendError."""
         for process in self._all:
             process.close()
+
+
+def read_image(path: Path, limits: Limits = DEFAULT_LIMITS) -> Image:
+    """Decode one file in a process of its own.
+
+    Raises:
+        InputError: with stage ``read_image``, whenever it cannot be used.
+        BackendError: the process cannot be started.
+    """
+    ref = ItemRef(path.name)
+    with Decoders(1, limits) as decoders:
+        decoded = decoders.decode(Entry(ref, files=(path,)))
+    return Image(ref, decoded.frames, decoded.grid)
 
 
 class _Process:
@@ -172,7 +187,7 @@ class _Process:
 
 
 def _spawn(limits: Limits) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own, so that its GDCM can be ended with it.
+    """Start a process in a group of its own: a signal at the terminal is the parent's matter.
 
     Raises:
         BackendError: the machine has no room for one more process.

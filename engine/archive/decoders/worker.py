@@ -18,6 +18,7 @@ from typing import Any
 from medclipsam.engine.archive.decoders.pipe import receive, receive_json, send
 from medclipsam.engine.archive.decoders.reply import pack, pack_error
 from medclipsam.engine.archive.limits import Limits, refuse
+from medclipsam.engine.archive.readers.dicom.lossless import allow_gdcm
 from medclipsam.engine.archive.readers.reader import decode
 from medclipsam.engine.errors import BackendError, InputError
 
@@ -34,6 +35,7 @@ def serve() -> None:
     """Answer requests on standard input; see ``decoders`` for the other side."""
     limits = Limits(**json.loads(sys.argv[1]))
     _cap_memory(limits.max_memory)
+    allow_gdcm()
     output = os.dup(1)
     os.dup2(2, 1)  # codecs print remarks
     send(output, READY)

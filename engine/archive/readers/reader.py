@@ -21,9 +21,7 @@ from medclipsam.engine.archive.readers.dicom.series import read_series
 from medclipsam.engine.archive.readers.foreign import foreign_kind
 from medclipsam.engine.archive.readers.nifti import is_nifti, read_nifti
 from medclipsam.engine.archive.readers.raster import raster_kind, read_raster
-from medclipsam.engine.types import Grid, Image, ItemRef
-
-__all__ = ["Decoded", "decode", "is_image", "locate", "read_file", "read_image"]
+from medclipsam.engine.types import Grid
 
 KINDS = "PNG, JPEG, TIFF, BMP, DICOM or NIfTI"
 
@@ -44,22 +42,6 @@ class Decoded:
     grid: Grid
     digest: str
     sources: tuple[bytes, ...] = ()
-
-
-def read_image(root: Path, ref: ItemRef, limits: Limits = DEFAULT_LIMITS) -> Image:
-    """Read and decode one item of the archive at ``root`` (a folder, or one file).
-
-    Raises:
-        InputError: with stage ``read_image``, whenever the file cannot be used.
-    """
-    decoded = decode([locate(root, ref)], limits)
-    return Image(ref, decoded.frames, decoded.grid)
-
-
-def locate(root: Path, ref: ItemRef) -> Path:
-    """Where the item's file is; a root that is one file is the item itself."""
-    root = Path(root)
-    return root / ref.path if root.is_dir() else root
 
 
 def decode(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from reading import read_image
 
-from medclipsam.engine.archive import Limits, open_archive, read_image
+from medclipsam.engine.archive import Limits, open_archive
 from medclipsam.engine.errors import ConfigError, InputError
 from medclipsam.engine.types import ItemRef
 

@@ -14,9 +14,9 @@ import nibabel
 import numpy as np
 import pyarrow.parquet
 import pytest
+from reading import read_image
 
 from medclipsam.engine import durable
-from medclipsam.engine.archive import read_image
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.outputs import read_mask

@@ -2,8 +2,8 @@
 
 pydicom imports GDCM when it is installed, and GDCM must not enter this process: libraries
 loaded after it share its C++ run-time, and OpenCV then corrupts the heap as soon as it
-writes a PNG (python-gdcm 3.2.6, OpenCV 5.0: ``free(): invalid pointer``). ``lossless`` runs
-GDCM in a process of its own; here it is hidden while pydicom looks for it.
+writes a PNG (python-gdcm 3.2.6, OpenCV 5.0: ``free(): invalid pointer``). ``lossless`` loads
+it in decode processes; here it is hidden while pydicom looks for it.
 
 pydicom's warnings and logged tracebacks quote element values, which may identify a
 patient; what makes a file unusable is raised all the same. nibabel reports harmless
@@ -22,7 +22,7 @@ import warnings
 def load_pydicom() -> bool:
     """Import pydicom's decoders without GDCM; returns whether GDCM is installed.
 
-    Where somebody has loaded GDCM already, as its own process does, nothing is hidden.
+    Where somebody has loaded GDCM already, nothing is hidden.
     """
     hide = "gdcm" not in sys.modules
     if hide:

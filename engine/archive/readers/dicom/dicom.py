@@ -27,7 +27,7 @@ from medclipsam.engine.archive.readers.dicom.bits import AS_STORED, stored_value
 from medclipsam.engine.archive.readers.dicom.file import complete, read_syntax
 from medclipsam.engine.archive.readers.dicom.geometry import Planes, make_affine, read_planes
 from medclipsam.engine.archive.readers.dicom.grayscale import show_grey
-from medclipsam.engine.archive.readers.dicom.lossless import DECODER
+from medclipsam.engine.archive.readers.dicom.lossless import decode_lossless
 from medclipsam.engine.archive.readers.dicom.palette import show_palette
 from medclipsam.engine.archive.readers.dicom.spacing import read_aspect, read_spacing
 from medclipsam.engine.archive.readers.dicom.streams import check_streams
@@ -248,7 +248,7 @@ def _decode(ds: Dataset, data: bytes, plugin: str, count: int) -> np.ndarray:
     """Stored cells (F, H, W), or (F, H, W, 3) in RGB; see ``bits`` for what a value is."""
     try:
         if plugin == "gdcm":
-            cells = DECODER.decode(data)
+            cells = decode_lossless(data)
         else:
             cells = pixel_array(ds, decoding_plugin=plugin, **AS_STORED)
     except BaseException as exc:

@@ -17,10 +17,10 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, get_encoder
+from reading import read_dicom_anywhere
 
 from medclipsam.engine.archive.limits import Limits
 from medclipsam.engine.archive.readers.codestream import CODINGS, find_end, read_frame
-from medclipsam.engine.archive.readers.dicom.dicom import read_dicom
 from medclipsam.engine.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom.*")
@@ -117,13 +117,13 @@ def dataset(
 
 
 def shown(data: bytes) -> np.ndarray:
-    frames, _ = read_dicom(data, Limits())
+    frames, _ = read_dicom_anywhere(data, Limits())
     return frames
 
 
 def refused(data: bytes) -> tuple[str, str]:
     with pytest.raises(InputError) as caught:
-        read_dicom(data, Limits())
+        read_dicom_anywhere(data, Limits())
     return caught.value.reason, str(caught.value)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -27,7 +27,9 @@ SAID = {  # pydantic's type of error → what is said of the setting
     "finite_number": "must be finite",
     "dataclass_type": "is a group of settings",
     "string_type": "is a text",
+    "tuple_type": "is a list",
 }
+UNKNOWN = "unexpected_keyword_argument"
 
 
 def _number(wanted: type) -> Callable[[Any], Any]:
@@ -99,15 +101,14 @@ def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 
 def _explain(kind: type, exc: ValidationError) -> str:
-    error = exc.errors(include_url=False)[0]
+    errors = exc.errors(include_url=False)
+    error = next((e for e in errors if e["type"] == UNKNOWN), errors[0])
     *groups, last = error["loc"] or ("",)
     prefix = "".join(f"{group}." for group in groups)
-    if error["type"] in ("unexpected_keyword_argument", "missing"):
-        for group in groups:
-            kind = get_type_hints(kind)[str(group)]
-        known = ", ".join(sorted(prefix + field.name for field in dataclasses.fields(kind)))
+    if error["type"] in (UNKNOWN, "missing"):
+        known = sorted(prefix + field.name for field in dataclasses.fields(_kind_at(kind, groups)))
         what = "missing" if error["type"] == "missing" else "unknown"
-        return f"{what} setting {prefix}{last}; known are {known}"
+        return f"{what} setting {prefix}{last}; known are {', '.join(known)}"
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         said = f"must be {context['expected'].replace(chr(39), '')}"
@@ -120,9 +121,16 @@ def _explain(kind: type, exc: ValidationError) -> str:
     return f"{prefix}{last} {said}, got {error['input']!r}"
 
 
+def _kind_at(kind: Any, groups: Sequence[int | str]) -> Any:
+    """The record that lies inside ``kind`` on the way ``groups``, through tuples and options."""
+    for group in groups:
+        hint = kind if isinstance(group, int) else get_type_hints(kind)[group]
+        inner = (hint, *get_args(hint))
+        kind = next((h for h in inner if dataclasses.is_dataclass(h)), hint)
+    return kind
+
+
 def _plain(value: Any) -> Any:
-    return (
-        int(value)
-        if isinstance(value, float) and math.isfinite(value) and value == int(value)
-        else value
-    )
+    """2 rather than 2.0."""
+    whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+    return int(value) if whole else value

@@ -184,9 +184,6 @@ class Recipe:
         return STAGES[self.task]
 
 
-RECORDS = {"source": Source, "draw": Draw, "pairs": PairTable, "phantoms": Phantoms}
-
-
 def list_recipes() -> list[str]:
     """Names of those that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -231,11 +228,6 @@ def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         for step in reversed(entry.strip().split(".")):
             value = {step: value}
         table = _laid_over(table, value)
-    for group, kind in RECORDS.items():
-        if group in table:
-            table[group] = record(kind, table[group], f"{path}, {group}")
-    if isinstance(table.get("parts"), list):
-        table["parts"] = tuple(record(Part, part, f"{path}, parts") for part in table["parts"])
     return record(Recipe, table, str(path))
 
 

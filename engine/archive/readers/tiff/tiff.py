@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF: from directories to pages.
+"""TIFF and BigTIFF: tifffile reads the directories, here they become pages.
 
 Pixels stay on the stored grid: Orientation is not applied. Samples that are neither
 colours nor alpha are channels, as microscopes store them, and each channel is a page of
@@ -7,23 +7,36 @@ its own. Reduced copies (NewSubfileType, SubIFDs) are no pages.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from medclipsam.engine.archive.limits import Limits, refuse
 from medclipsam.engine.archive.readers.pages import Page
-from medclipsam.engine.archive.readers.tiff.directory import Directory, read_directories
-from medclipsam.engine.archive.readers.tiff.layout import read_layout
 from medclipsam.engine.archive.readers.tiff.photometric import to_pages
-from medclipsam.engine.archive.readers.tiff.segments import RAW, Layout, read_samples
+from medclipsam.engine.archive.readers.tiff.segments import (
+    RAW,
+    Segments,
+    check_kind,
+    find_segments,
+    read_samples,
+)
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WIDTH, LENGTH, PHOTOMETRIC, STK_PLANES = 256, 257, 262, 33629  # tags
+# Those that pixels depend on; where one leads out of the file, tifffile goes on without it.
+DECISIVE = {254, 255, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 292, 293, 317}
+DECISIVE |= {320, 322, 323, 324, 325, 332, 338, 339, 347, 530, 32997, 32998, 33629}
 REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
-OLD_REDUCED = 2  # of SubfileType
 LARGE_TILE = 1 << 22  # pixels that a tile may have whatever its page's size
 OME_SIZES = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 
@@ -33,67 +46,94 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
 
     Raises:
         InputError: the file is damaged, too large, or of an extended kind.
-        Exception: whatever Pillow raises on damaged pixels.
+        Exception: whatever tifffile and imagecodecs raise on damaged files.
     """
-    found = read_directories(data)
-    directories = [directory for directory in found if not _is_reduced(directory)]
-    if not directories:
+    import tifffile
+
+    # What it remarks may quote the file; whatever matters of it is an error here.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    logging.getLogger("tifffile").propagate = False
+    # No program gets what is special to it: pages are those of the chain.
+    plain: dict[str, Any] = {f"is_{kind}": False for kind in tifffile.TIFF.FILE_FLAGS}
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), **plain) as file:
+            stored = _read_directories(file, data)
+            stack = _find_segments(stored, len(data), limits)
+            _check_sizes(stack, limits)
+            _check_places(stack, len(data))
+            return [
+                page
+                for segments in stack
+                for page in to_pages(read_samples(data, segments), segments.page)
+            ]
+    except tifffile.TiffFileError as exc:
+        raise refuse("truncated", "expected a whole TIFF, got damaged directories") from exc
+
+
+def _read_directories(file: TiffFile, data: bytes) -> list[TiffPage]:
+    """The pages at full size of the chain; those below others (SubIFDs) are left aside."""
+    found: dict[int, TiffPage] = {}
+    for page in cast("list[TiffPage]", file.pages):
+        if page.offset in found:
+            break
+        _check_tags(page, data)
+        found[page.offset] = page
+    else:
+        # tifffile ends a chain where it leads out of the file.
+        at, size = file.pages.next_page_offset or 0, file.tiff.offsetsize
+        if not found or data[at : at + size] != bytes(size):
+            raise refuse("truncated", f"expected more TIFF pages beyond byte {len(data)}")
+    pages = [page for page in found.values() if not page.subfiletype & REDUCED_OR_MASK]
+    if not pages:
         raise refuse("unsupported", "expected pages at full size, got reduced copies and masks")
-    layouts = _layouts(directories, len(data), limits)
-    _check_sizes(layouts, limits)
-    _check_places(layouts, len(data))
-    return [
-        page
-        for index, layout in enumerate(layouts)
-        for page in to_pages(
-            read_samples(data, layout), directories[min(index, len(directories) - 1)], layout
-        )
-    ]
+    return pages
 
 
-def _is_reduced(directory: Directory) -> bool:
-    """Whether a page is a small copy or the transparency mask of another one."""
-    kind = directory.number("NewSubfileType", 0)
-    return bool(kind & REDUCED_OR_MASK) or directory.number("SubfileType", 1) == OLD_REDUCED
+def _check_tags(page: TiffPage, data: bytes) -> None:
+    tiff = page.parent.tiff
+    (count,) = np.frombuffer(data, f"{tiff.byteorder}u{tiff.tagnosize}", 1, page.offset)
+    entry = np.dtype([("code", f"{tiff.byteorder}u2"), ("rest", f"V{tiff.tagsize - 2}")])
+    entries = np.frombuffer(data, entry, count, page.offset + tiff.tagnosize)
+    known = {tag.code for tag in page.tags}
+    if lost := DECISIVE & set(entries["code"].tolist()) - known:
+        raise refuse("truncated", f"expected the TIFF tags {sorted(lost)} in the file, got a part")
+    if lost := {WIDTH, LENGTH, PHOTOMETRIC} - known:
+        raise refuse("unreadable", f"expected the TIFF tags {sorted(lost)} in every page, got none")
+    if STK_PLANES in known:
+        raise refuse("unsupported", "expected a plain TIFF, got a MetaMorph stack (STK)")
 
 
-def _layouts(directories: list[Directory], size: int, limits: Limits) -> list[Layout]:
+def _find_segments(pages: list[TiffPage], size: int, limits: Limits) -> list[Segments]:
     """One a page; a stack that one directory stands for has as many as its text says."""
-    for directory in directories:
-        page = directory.number("ImageLength"), directory.number("ImageWidth")
-        limits.check_pixels(1, *page)
-    layouts = [read_layout(directory, size) for directory in directories]
-    first, layout = directories[0], layouts[0]
-    text = first.text("ImageDescription")
-    if len(layouts) > 1:
-        _check_ome(text, len(layouts))
-        return layouts
-    count = _stack_size(first, layout)
+    for page in pages:
+        limits.check_pixels(1, page.imagelength, page.imagewidth)
+        check_kind(page)
+    stack = [find_segments(page, size) for page in pages]
+    first, segments = pages[0], stack[0]
+    count = 1 if len(pages) > 1 else _stack_size(first, segments)
     if count == 1:
-        _check_ome(text, 1)
-        return layouts
-    if layout.codec != RAW:
+        _check_ome(first.description, len(pages))
+        return stack
+    if first.compression != RAW:
         raise refuse(
             "unsupported", f"expected a stack of {count} pages to be uncompressed; save it again"
         )
-    limits.check_pixels(count, *layout.size)
-    step = sum(layout.counts)
+    limits.check_pixels(count, first.imagelength, first.imagewidth)
+    step = sum(segments.counts)
     return [
-        replace(layout, offsets=tuple(offset + page * step for offset in layout.offsets))
+        replace(segments, offsets=tuple(offset + page * step for offset in segments.offsets))
         for page in range(count)
     ]
 
 
-def _stack_size(directory: Directory, layout: Layout) -> int:
+def _stack_size(page: TiffPage, segments: Segments) -> int:
     """Pages that one directory stands for: ImageJ's and tifffile's stacks follow each other.
 
     Their programs write the directory before the pixels. Behind them, another program has
     written it, and the description is that of another file.
     """
-    text = directory.text("ImageDescription")
-    if directory.values.get("UIC2tag") is not None:
-        raise refuse("unsupported", "expected a plain TIFF, got a MetaMorph stack (STK)")
-    if directory.at > min(layout.offsets):
+    text = page.description
+    if page.offset > min(segments.offsets):
         return 1
     if text.startswith("ImageJ=") and (match := re.search(r"^images=(\d+)", text, re.MULTILINE)):
         return max(1, int(match[1]))
@@ -102,8 +142,8 @@ def _stack_size(directory: Directory, layout: Layout) -> int:
             shape = json.loads(text).get("shape") or [1]
         except ValueError:
             return 1
-        page = layout.size[0] * layout.size[1] * layout.samples * layout.planes
-        return max(1, int(np.prod(shape, dtype=object)) // page)
+        size = page.imagelength * page.imagewidth * page.samplesperpixel
+        return max(1, int(np.prod(shape, dtype=object)) // size)
     return 1
 
 
@@ -122,25 +162,25 @@ def _check_ome(text: str, pages: int) -> None:
         raise refuse("truncated", f"expected {planes} pages as OME says, got {pages}")
 
 
-def _check_sizes(layouts: Sequence[Layout], limits: Limits) -> None:
-    first = layouts[0]
-    for layout in layouts:
-        if layout.size != first.size:
-            raise refuse(
-                "unsupported",
-                f"expected pages of one size, got {first.size} and {layout.size}; "
-                "store them as separate files",
-            )
-    limits.check_pixels(len(layouts), *first.size)
-    for layout in layouts:
-        if layout.segment[0] * layout.segment[1] > LARGE_TILE + 4 * first.size[0] * first.size[1]:
-            raise refuse("too-large", f"a tile of {layout.segment} is far larger than its page")
-        samples = layout.samples * layout.planes
-        limits.check_bytes(first.size[0] * first.size[1] * samples * layout.dtype.itemsize)
+def _check_sizes(stack: Sequence[Segments], limits: Limits) -> None:
+    sizes = [(segments.page.imagelength, segments.page.imagewidth) for segments in stack]
+    rows, columns = sizes[0]
+    if other := set(sizes) - {sizes[0]}:
+        raise refuse(
+            "unsupported",
+            f"expected pages of one size, got {sizes[0]} and {min(other)}; "
+            "store them as separate files",
+        )
+    limits.check_pixels(len(stack), rows, columns)
+    for segments in stack:
+        if segments.size[0] * segments.size[1] > LARGE_TILE + 4 * rows * columns:
+            raise refuse("too-large", f"a tile of {segments.size} is far larger than its page")
+        samples = segments.page.samplesperpixel
+        limits.check_bytes(rows * columns * samples * segments.dtype.itemsize)
 
 
-def _check_places(layouts: Sequence[Layout], size: int) -> None:
-    for layout in layouts:
-        ends = zip(layout.offsets, layout.counts, strict=True)
+def _check_places(stack: Sequence[Segments], size: int) -> None:
+    for segments in stack:
+        ends = zip(segments.offsets, segments.counts, strict=True)
         if (end := max(offset + count for offset, count in ends)) > size:
             raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")

@@ -9,7 +9,6 @@ infinite distance.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,20 +61,8 @@ def _frame_nsd(
 ) -> float:
     if not (pred.any() and truth.any()):
         return 0.0
-    import torch
-    from monai.metrics import compute_surface_dice
-
-    first, second = (torch.from_numpy(m.copy())[None, None] for m in (pred, truth))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 deprecates its own argument
-        score = compute_surface_dice(
-            first,
-            second,
-            class_thresholds=[tolerance],
-            include_background=True,
-            spacing=None if spacing is None else list(spacing),
-        )
-    return float(score)
+    gaps = np.concatenate(_frame_gaps(pred, truth, spacing))
+    return float(np.mean(gaps <= tolerance))
 
 
 def hd95(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] | None = None) -> float:

@@ -7,7 +7,13 @@ from typing import get_args
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    EXISTING,
+    FOLDER,
+    device_option,
+    report_errors,
+    threads_option,
+)
 from medclipsam.engine.config import Precision
 
 
@@ -24,12 +30,12 @@ from medclipsam.engine.config import Precision
 @click.option(
     "-o",
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Put the export into a copy of the bundle here [default: into the bundle itself].",
 )
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING,
     help="Folder of images to compare on [default: six synthetic ones].",
 )
 @click.option(
@@ -43,8 +49,8 @@ from medclipsam.engine.config import Precision
     help="TensorRT plans are for one batch size: saliency.rows, segment.batch or segment.boxes, "
     "as 'medclipsam run' will get them.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@device_option
+@threads_option
 @report_errors
 def export(
     bundle: str,

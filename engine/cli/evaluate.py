@@ -8,9 +8,11 @@ from typing import Literal
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    EXISTING,
+    report_errors,
+)
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 tolerance_option = click.option(
     "--tolerance",
     default=2.0,
@@ -21,9 +23,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 @click.command()
-@click.argument("predictions", type=FOLDER)
-@click.argument("truth", type=FOLDER)
-@click.option("--against", type=FOLDER, help="Other predictions: paired comparison with them.")
+@click.argument("predictions", type=EXISTING)
+@click.argument("truth", type=EXISTING)
+@click.option("--against", type=EXISTING, help="Other predictions: paired comparison with them.")
 @click.option(
     "--part",
     type=click.Choice(["mask", "crf"]),
@@ -78,8 +80,8 @@ def evaluate(
 
 
 @click.command()
-@click.argument("predictions", nargs=-1, required=True, metavar="NAME=FOLDER[:crf]...")
-@click.option("--truth", type=FOLDER, required=True, help="True masks, as for evaluate.")
+@click.argument("predictions", nargs=-1, required=True, metavar="NAME=EXISTING[:crf]...")
+@click.option("--truth", type=EXISTING, required=True, help="True masks, as for evaluate.")
 @tolerance_option
 @click.option(
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Markdown file to write."
@@ -91,7 +93,7 @@ def compare(
 ) -> None:
     """Compare several predictions with one truth: a line for each, with intervals.
 
-    Each is called NAME and lies in FOLDER, a run folder or a folder LABEL/…; FOLDER:crf
+    Each is called NAME and lies in EXISTING, a run folder or a folder LABEL/…; EXISTING:crf
     are the run's masks before SAM. Stages and weights of a method make a table so:
 
     \b

@@ -14,6 +14,7 @@ import click
 
 from medclipsam.engine.cli.environment import name_variables, unknown_variables
 from medclipsam.engine.cli.options import (
+    FILE,
     choose_prompts,
     engine_options,
     open_engine,
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("image", type=FILE)
 @prompt_option
 @click.option("--frame", default=0, show_default=True, help="Frame or slice of the file.")
 @click.option(

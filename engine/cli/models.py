@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    EXISTING,
+    FILE,
+    report_errors,
+)
 
 SAM_TYPES = ("vit_b", "vit_l", "vit_h", "medsam")
 
@@ -73,19 +77,19 @@ def verify(name: str) -> None:
     "--clip",
     "clip_folder",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING,
     help="open_clip model folder, such as a BiomedCLIP download.",
 )
 @click.option(
     "--clip-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Fine-tuned CLIP weights [default: those in the folder].",
 )
 @click.option("--clip-sha256", help="Expected hash of the CLIP weights.")
 @click.option(
     "--sam",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="SAM weights: Meta's, MedSAM's or your own.",
 )
 @click.option("--sam-type", type=click.Choice(SAM_TYPES), default="vit_b", show_default=True)

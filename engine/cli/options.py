@@ -6,11 +6,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+from pydantic.fields import FieldInfo
 
 from medclipsam.engine.cli.environment import is_flag
 from medclipsam.engine.config import (
@@ -68,11 +70,55 @@ class Size(click.ParamType):
 
 
 SIZE = Size()
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads [default: all]."
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(get_args(Backend)),
+    default="torch",
+    show_default=True,
+    help="What runs the models; onnx after 'medclipsam export'.",
+)
 
 
-def setting_choice(config: type, name: str) -> click.Choice:
-    """The values that a setting may have."""
-    return click.Choice(get_args(get_type_hints(config)[name]))
+def setting(kind: type, name: str, words: str = "") -> Any:
+    """An option for one setting of ``kind``, which owns its default, its bounds and choices."""
+    default = next(field.default for field in fields(kind) if field.name == name)
+    hint = get_type_hints(kind, include_extras=True)[name]
+    more: dict[str, Any] = {"type": _click_type(hint), "default": default, "show_default": True}
+    if hint is bool:
+        more = {"is_flag": True}
+    return click.option(f"--{name.replace('_', '-')}", help=words or None, **more)
+
+
+def _click_type(hint: Any) -> Any:
+    """What click parses: a choice, or a number between the bounds of the setting."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    if get_origin(hint) is not Annotated:
+        return hint
+    base, *marks = get_args(hint)
+    rules = [rule for mark in marks if isinstance(mark, FieldInfo) for rule in mark.metadata]
+    gt, ge, lt, le = (
+        next((getattr(rule, name) for rule in reversed(rules) if hasattr(rule, name)), None)
+        for name in ("gt", "ge", "lt", "le")
+    )
+    make = click.IntRange if base is int else click.FloatRange
+    low, high = gt if ge is None else ge, lt if le is None else le
+    return make(low, high, min_open=ge is None, max_open=le is None)
+
+
+def setting_choice(kind: type, name: str) -> click.Choice:
+    """The values that a setting of ``kind`` may have."""
+    return _click_type(get_type_hints(kind)[name])
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,20 +127,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--bundle", default="phantom", show_default=True, help="Bundle name or folder."
         ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(get_args(Backend)),
-            default="torch",
-            show_default=True,
-            help="What runs the models; onnx after 'medclipsam export'.",
-        ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all]."),
+        device_option,
+        backend_option,
+        threads_option,
         click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=FILE,
             help="TOML file of settings and, in its table prompts, of prompts.",
         ),
         click.option(

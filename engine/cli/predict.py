@@ -7,7 +7,12 @@ from typing import Any, get_args
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    EXISTING,
+    device_option,
+    report_errors,
+    threads_option,
+)
 from medclipsam.engine.cli.run import archive_options, label_archive, run_options
 from medclipsam.engine.config import Precision
 from medclipsam.engine.errors import ConfigError
@@ -18,11 +23,11 @@ from medclipsam.engine.errors import ConfigError
 @click.option(
     "--model",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING,
     help="Folder of a task model, from 'medclipsam train unet'.",
 )
 @archive_options
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--backend",
     type=click.Choice(["torch", "onnx"]),
@@ -37,7 +42,7 @@ from medclipsam.engine.errors import ConfigError
     show_default=True,
     help="Arithmetic of the network.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@threads_option
 @click.option(
     "--batch", type=click.IntRange(1), default=4, show_default=True, help="Images per call."
 )

@@ -12,6 +12,8 @@ import click
 
 from medclipsam.engine.cli.environment import is_flag
 from medclipsam.engine.cli.options import (
+    FILE,
+    FOLDER,
     SIZE,
     choose_prompts,
     engine_options,
@@ -39,7 +41,7 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "-o",
             "--out",
             required=True,
-            type=click.Path(file_okay=False, path_type=Path),
+            type=FOLDER,
             help="Run folder.",
         ),
         click.option(
@@ -102,7 +104,7 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--prompts",
     "table",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="CSV or Parquet with a row per item and prompt, instead of -p.",
 )
 @click.option("--item-column", default="item", show_default=True)

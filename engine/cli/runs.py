@@ -8,15 +8,17 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    EXISTING,
+    FILE,
+    report_errors,
+)
 from medclipsam.engine.config import COLLECTIONS
 from medclipsam.engine.errors import ConfigError
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=EXISTING)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--count/--no-count", default=True, show_default=True, help="Count the archive for an ETA."
@@ -46,7 +48,7 @@ def status(run: Path, as_json: bool, count: bool) -> None:
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=EXISTING)
 @click.option("--reason", "reasons", multiple=True, help="Only these reasons [default: all].")
 @report_errors
 def retry(run: Path, reasons: tuple[str, ...]) -> None:
@@ -75,7 +77,7 @@ def retry(run: Path, reasons: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=EXISTING)
 @click.option(
     "--to",
     "formats",
@@ -86,7 +88,7 @@ def retry(run: Path, reasons: tuple[str, ...]) -> None:
 )
 @click.option(
     "--review",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Decisions saved from the report: rejected and unsure cases are left out.",
 )
 @click.option(

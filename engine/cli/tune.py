@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from medclipsam.engine.cli.options import (
+    EXISTING,
     choose_prompts,
     engine_options,
     open_engine,
@@ -19,8 +20,8 @@ from medclipsam.engine.errors import ConfigError
 
 
 @click.command()
-@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("truth", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("images", type=EXISTING)
+@click.argument("truth", type=EXISTING)
 @prompt_option
 @click.option("--null", "nulls", multiple=True, help="Null prompt to try; may be repeated.")
 @click.option(

@@ -8,10 +8,16 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
+from medclipsam.engine.cli.options import (
+    FOLDER,
+    device_option,
+    report_errors,
+    setting,
+    threads_option,
+)
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.clip.settings import ClipTraining
-from medclipsam.train.options import FOLDER, device_option, pair_options, setting, threads_option
+from medclipsam.train.options import pair_options
 
 
 @click.command()

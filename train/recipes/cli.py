@@ -9,8 +9,13 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
-from medclipsam.train.options import FOLDER, backend_option, device_option, threads_option
+from medclipsam.engine.cli.options import (
+    FOLDER,
+    backend_option,
+    device_option,
+    report_errors,
+    threads_option,
+)
 
 name_argument = click.argument("name")
 data_argument = click.argument("data", type=FOLDER)

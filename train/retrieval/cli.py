@@ -8,8 +8,13 @@ from typing import Any
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
-from medclipsam.train.options import backend_option, device_option, pair_options, threads_option
+from medclipsam.engine.cli.options import (
+    backend_option,
+    device_option,
+    report_errors,
+    threads_option,
+)
+from medclipsam.train.options import pair_options
 
 
 @click.command()

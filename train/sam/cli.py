@@ -7,17 +7,15 @@ from typing import Any, Literal
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
-from medclipsam.train.options import (
+from medclipsam.engine.cli.options import (
     EXISTING,
     FOLDER,
     device_option,
-    on_error_option,
-    patient_options,
-    read_rule,
+    report_errors,
     setting,
     threads_option,
 )
+from medclipsam.train.options import on_error_option, patient_options, read_rule
 from medclipsam.train.sam.settings import SamTraining
 
 

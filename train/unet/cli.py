@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medclipsam.engine.cli.options import report_errors
-from medclipsam.engine.config import FitMode
-from medclipsam.engine.errors import ConfigError
-from medclipsam.train.options import (
+from medclipsam.engine.cli.options import (
     EXISTING,
     FILE,
     FOLDER,
     device_option,
-    patient_options,
-    read_rule,
+    report_errors,
     setting,
     threads_option,
 )
+from medclipsam.engine.config import FitMode
+from medclipsam.engine.errors import ConfigError
+from medclipsam.train.options import patient_options, read_rule
 from medclipsam.train.unet.settings import Augmentation, UnetTraining
 
 if TYPE_CHECKING:

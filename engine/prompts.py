@@ -138,14 +138,8 @@ def read_prompt_table(
     Raises:
         ConfigError: unreadable, a column is missing, or a cell is empty or given twice.
     """
-    table = read_table(path)
-    columns = list(table)
-    for wanted in (item_column, prompt_column):
-        if wanted not in columns:
-            raise ConfigError(
-                f"{path} has no column {wanted!r} (its columns: {', '.join(map(str, columns))}); "
-                "rename it or name yours with --item-column, --prompt-column and --label-column"
-            )
+    advice = "rename it or name yours with --item-column, --prompt-column and --label-column"
+    table = read_table(path, columns=(item_column, prompt_column), advice=advice)
     labels = table.get(label_column) or ["target"] * len(table[item_column])
     texts: dict[str, dict[str, list[str]]] = {}
     rows = zip(table[item_column], table[prompt_column], labels, strict=True)

@@ -6,7 +6,6 @@ it reaches no file, message or log.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import re
@@ -21,6 +20,7 @@ from medclipsam.engine.archive import Entry
 from medclipsam.engine.archive.files import open_file
 from medclipsam.engine.archive.readers.dicom.file import read_header
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.tables import read_table
 
 ATTEMPTS = 200  # draws of a split that has every label on both sides
 HASH = 16  # hex digits of a patient's key
@@ -64,25 +64,14 @@ def compile_pattern(text: str) -> re.Pattern[str]:
 
 
 def read_patients(path: Path) -> dict[str, str]:
-    """A CSV with the columns item (path in the archive) and patient.
+    """A table with the columns item (path in the archive) and patient.
 
     Raises:
         ConfigError: it cannot be read, lacks a column or a value, or contradicts itself.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
-            columns, rows = table.fieldnames or [], list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise ConfigError(f"cannot read patients from {path}: {exc}") from exc
-    if missing := {"item", "patient"} - set(columns):
-        raise ConfigError(
-            f"{path} has no column {sorted(missing)[0]!r} (its columns: {', '.join(columns)}); it "
-            "needs item and patient"
-        )
+    table = read_table(path, columns=("item", "patient"))
     found: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        item, patient = row["item"], row["patient"]
+    for number, (item, patient) in enumerate(zip(table["item"], table["patient"], strict=True), 1):
         if not item or not patient:
             raise ConfigError(f"{path}, row {number}: item or patient is empty")
         if found.setdefault(item, patient) != patient:

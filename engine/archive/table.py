@@ -9,7 +9,6 @@ import csv
 import os
 import posixpath
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from medclipsam.engine.archive.patterns import Patterns
 from medclipsam.engine.archive.shards import list_file
 from medclipsam.engine.archive.sieve import Sieve
 from medclipsam.engine.errors import ConfigError
-from medclipsam.engine.tables import complete_rows
+from medclipsam.engine.tables import explained, text_rows
 from medclipsam.engine.types import ItemRef
 
 COLUMNS = ("item", "path", "image")
@@ -45,17 +44,17 @@ def open_table(file: Path, patterns: Patterns, limits: Limits) -> Archive:
     """
     folder = Path(os.path.abspath(file)).parent
     if file.suffix.lower() == ".parquet":
-        with _explained(file):
+        with explained(file):
             column, kind = _parquet_column(file)
         if holds_images(kind):
-            with _explained(file):
+            with explained(file):
                 check_groups(file, column)
             walk = partial(_walk_images, file, column, folder, limits)
             return Archive(str(file.resolve()), file.name, walk, patterns, countable=False)
         _check_paths(file, column, kind)
         rows: Callable[[], Iterator[str | None]] = partial(_parquet_rows, file, column)
     else:
-        with _explained(file):
+        with explained(file):
             separator, place = _read_header(file)
         rows = partial(_text_rows, file, separator, place)
 
@@ -115,7 +114,7 @@ def _read_header(file: Path) -> tuple[str, int]:
             rows = csv.reader(stream, delimiter=separator)
             names = [name.strip() for name in next(filter(None, rows), [])]
         if not names:
-            raise ConfigError(f"cannot read the list {file}: it is empty")
+            raise ConfigError(f"cannot read the table {file}: it is empty")
         if set(COLUMNS) & set(names):
             return separator, names.index(_choose(file, names))
         readings.append((separator, names))
@@ -124,17 +123,9 @@ def _read_header(file: Path) -> tuple[str, int]:
 
 
 def _text_rows(file: Path, separator: str, place: int) -> Iterator[str]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream, delimiter=separator, strict=True)  # an open quote is an error
-        complete = filter(None, complete_rows(rows, file))
-        width = len(next(complete))
-        for number, row in enumerate(complete, start=1):
-            if len(row) != width:
-                raise ConfigError(
-                    f"cannot read the list {file}: row {number}: expected {width} cells, got "
-                    f"{len(row)}; put cells that hold {separator!r} into quotes"
-                )
-            yield row[place].strip()
+    rows = text_rows(file, separator)
+    next(rows)
+    return (row[place].strip() for row in rows)
 
 
 def _parquet_column(file: Path) -> tuple[str, Any]:
@@ -170,16 +161,5 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str | None]:
 
 
 def _guarded(file: Path, rows: Iterator[T]) -> Iterator[T]:
-    with _explained(file):
+    with explained(file):
         yield from rows
-
-
-@contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    """Turn what is raised on a damaged table into a ConfigError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as exc:
-        raise ConfigError(f"cannot read the list {file}: {exc}") from exc

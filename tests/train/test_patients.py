@@ -87,9 +87,9 @@ def test_what_was_said_wins_over_headers(scans, tmp_path):
     ("text", "message"),
     [
         ("item,who\na,b\n", "no column 'patient'"),
-        ("", "no column 'item'"),
-        ("item,patient\na,\n", "row 2: item or patient is empty"),
-        ("item,patient\na\n", "row 2: item or patient is empty"),
+        ("", "must name its columns"),
+        ("item,patient\na,\n", "row 1: item or patient is empty"),
+        ("item,patient\na\n", "row 1: expected 2 cells, got 1"),
         ("item,patient\na,b\na,c\n", "two patients"),
         ('item,patient\n"a,b\n', "cannot read"),
     ],

@@ -68,13 +68,8 @@ def _table(
     def bad_row(number: int, what: str) -> None:
         refuse("malformed row", f"{path}, row {number}", what)
 
-    table = read_table(path, bad_row)
-    for name in (*columns, *([mask_column] if mask_column else [])):
-        if name not in table:
-            raise ConfigError(
-                f"{path} has no column {name!r} (its columns: {', '.join(map(str, table))}); name "
-                "yours with --image-column and --caption-column"
-            )
+    wanted = (*columns, *([mask_column] if mask_column else []))
+    table = read_table(path, bad_row, wanted, "name yours with --image-column and --caption-column")
     masks = table[mask_column] if mask_column else [None] * len(table[columns[0]])
     rows = zip(*(table[name] for name in columns), masks, strict=True)
     for number, (image, caption, mask) in enumerate(rows, start=1):

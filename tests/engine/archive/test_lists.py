@@ -90,16 +90,16 @@ def test_lists_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="row 1: the path is empty"):
         ids(path)
     path.write_text("item,label\na.png,x\nb.png\n")
-    with pytest.raises(ConfigError, match="cannot read the list"):
+    with pytest.raises(ConfigError, match="cannot read the table"):
         ids(path)
     path.write_text("item\n")
     with pytest.raises(ConfigError, match="no images"):
         ids(path)
     path.write_text("")
-    with pytest.raises(ConfigError, match="cannot read the list"):
+    with pytest.raises(ConfigError, match="cannot read the table"):
         ids(path)
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ConfigError, match="cannot read the list"):
+    with pytest.raises(ConfigError, match="cannot read the table"):
         ids(tmp_path / "x.parquet")
     path.write_text("item\na\0b.png\n")
     (entry,) = open_archive(path)

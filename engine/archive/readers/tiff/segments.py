@@ -7,6 +7,7 @@ No codec gets more room than the strip or tile may fill.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,21 +32,28 @@ BYTE_COUNTS = (279, 325)  # tags: of strips, of tiles
 
 @dataclass(frozen=True)
 class Segments:
-    """The strips or tiles of one page, every one of them inside the file.
+    """The strips or tiles of one page.
 
     Attributes:
         page: as tifffile has parsed it.
-        size: (rows, columns) of a strip or tile.
-        dtype: of a sample, in this machine's byte order; of bits, uint8.
         offsets: of the segments in the file, plane by plane.
         counts: their bytes.
     """
 
     page: TiffPage
-    size: tuple[int, int]
-    dtype: np.dtype
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns) of a strip or tile; a last strip may have fewer rows."""
+        page = self.page
+        return page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of a sample, in this machine's byte order; bits become bytes."""
+        return np.dtype(np.uint8 if self.page.dtype == bool else self.page.dtype)
 
 
 def is_planar(page: TiffPage) -> bool:
@@ -58,6 +66,8 @@ def check_kind(page: TiffPage) -> None:
     bits, codec = page.bitspersample, page.compression
     if page.samplesperpixel < 1:
         raise refuse("empty", f"expected samples in a pixel, got {page.samplesperpixel}")
+    if page.planarconfig not in (1, 2):
+        raise refuse("unreadable", f"expected samples in 1 way or 2, got {page.planarconfig}")
     if (depth := max(page.imagedepth, page.tiledepth)) > 1:
         raise refuse("unsupported", f"expected flat TIFF pages, got volumes of {depth} slices")
     if codec not in KNOWN_CODECS:
@@ -69,7 +79,7 @@ def check_kind(page: TiffPage) -> None:
     kind = "" if page.dtype is None else page.dtype.kind
     three = bits == 24 and (kind == "f" or page.parent.byteorder == ">")
     if kind not in ("b", "u", "i", "f") or three or bits not in PICTURES.get(codec, (bits,)):
-        name = getattr(page.sampleformat, "name", page.sampleformat)
+        name = getattr(page.sampleformat, "name", "of unknown kind")
         raise refuse(
             "unsupported",
             f"expected TIFF samples of a usual depth, got {bits} bits, {name}"
@@ -95,33 +105,28 @@ def find_segments(page: TiffPage, size: int) -> Segments:
 
     Counts that a file leaves out are completed.
     """
-    rows, columns = page.rowsperstrip, page.imagewidth
-    if page.is_tiled:
-        rows, columns = page.tilelength, page.tilewidth
-    if min(rows, columns) < 1:
-        raise refuse("unreadable", f"expected strips or tiles with pixels, got {rows, columns}")
-    plane = -(-page.imagelength // rows) * -(-page.imagewidth // columns)
-    count = plane * (page.samplesperpixel if is_planar(page) else 1)
+    if min(page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth) < 1:
+        raise refuse("unreadable", "expected strips or tiles with pixels, got some without")
+    count = math.prod(page.chunked)
     offsets, counts = page.dataoffsets[:count], page.databytecounts[:count]
     if len(offsets) < count:
         raise refuse("unreadable", f"expected {count} TIFF strips or tiles, got {len(offsets)}")
     counted = any(tag in page.tags for tag in BYTE_COUNTS)
     if page.compression == RAW:
-        samples = 1 if is_planar(page) else page.samplesperpixel
-        row_bytes = -(-columns * samples * page.bitspersample // 8)
-        last = rows if page.is_tiled else page.imagelength - (plane - 1) * rows
-        exact = [row_bytes * (last if at % plane == plane - 1 else rows) for at in range(count)]
-        if not counted:
-            counts = tuple(exact)
-        elif any(got < wanted for got, wanted in zip(counts, exact, strict=False)):
+        exact = tuple(_count_bytes(page, index) for index in range(count))
+        if counted and any(got < wanted for got, wanted in zip(counts, exact, strict=False)):
             raise refuse("truncated", "expected whole TIFF strips or tiles, got shorter ones")
-        counts = tuple(exact[: len(counts)])
+        counts = exact[: len(counts)] if counted else exact
     elif not counted and count == 1:
         counts = (size - offsets[0],)
     if len(counts) < count or min(*offsets, *counts) < 1:
         raise refuse("truncated", f"expected {count} TIFF strips or tiles, got some without data")
-    dtype = np.dtype(np.uint8 if page.dtype == bool else page.dtype)
-    return Segments(page, (rows, columns), dtype, tuple(offsets), tuple(counts))
+    return Segments(page, tuple(offsets), tuple(counts))
+
+
+def _count_bytes(page: TiffPage, index: int) -> int:
+    _, rows, columns, samples = page.decode(None, index)[2]
+    return rows * -(-columns * samples * page.bitspersample // 8)
 
 
 def read_samples(data: bytes, segments: Segments) -> np.ndarray:
@@ -131,16 +136,12 @@ def read_samples(data: bytes, segments: Segments) -> np.ndarray:
         InputError: a segment is damaged or too short.
         Exception: whatever tifffile and imagecodecs raise on damaged segments.
     """
-    page, (rows, columns) = segments.page, segments.size
+    page = segments.page
     out = np.empty((page.imagelength, page.imagewidth, page.samplesperpixel), segments.dtype)
-    across = -(-page.imagewidth // columns)
-    down = -(-page.imagelength // rows)
     for index, (offset, count) in enumerate(zip(segments.offsets, segments.counts, strict=True)):
-        plane, at = divmod(index, across * down)
-        samples = slice(plane, plane + 1) if is_planar(page) else slice(None)
-        top, left = at // across * rows, at % across * columns
-        place = out[top : top + rows, left : left + columns, samples]
-        decoded = _decode(data[offset : offset + count], index, segments, len(place))
+        _, (plane, _, top, left, _), (_, rows, columns, samples) = page.decode(None, index)
+        place = out[top : top + rows, left : left + columns, plane : plane + samples]
+        decoded = _decode(data[offset : offset + count], index, segments, rows)
         part = decoded[: place.shape[0], : place.shape[1]]
         if part.shape != place.shape or not np.can_cast(part.dtype, place.dtype):
             raise refuse(
@@ -152,23 +153,23 @@ def read_samples(data: bytes, segments: Segments) -> np.ndarray:
     return out
 
 
-def _decode(piece: bytes, index: int, segments: Segments, height: int) -> Any:
-    """(rows, columns, S) of a segment, of which ``height`` rows lie on the page."""
+def _decode(piece: bytes, index: int, segments: Segments, rows: int) -> Any:
+    """(rows, columns, S) of a segment."""
     import imagecodecs
     from tifffile import TiffFileError
 
-    page, (rows, columns) = segments.page, segments.size
+    page = segments.page
     if page.compression == JPEG:
         _check_jpeg(piece, segments)
-    if page.compression == WEBP:
-        shape = (rows if page.is_tiled else height, columns, page.samplesperpixel)
-        return imagecodecs.webp_decode(piece, out=np.empty(shape, np.uint8))
+    if page.compression == WEBP:  # the room first: elsewhere, its own header says how much
+        room = np.empty((rows, segments.size[1], page.samplesperpixel), np.uint8)
+        return imagecodecs.webp_decode(piece, out=room)
     try:
         decoded: Any = page.decode(piece, index, jpegtables=page.jpegtables)
     except TiffFileError as exc:
         raise refuse("truncated", "expected a whole TIFF strip or tile, got a part") from exc
     except Exception:
-        if page.is_tiled or height == rows:
+        if rows == segments.size[0]:
             raise
         decoded = page.decode(piece, 0)  # a last strip that is as high as the others
     return decoded[0][0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,8 +60,7 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
         with tifffile.TiffFile(io.BytesIO(data), **plain) as file:
             stored = _read_directories(file, data)
             stack = _find_segments(stored, len(data), limits)
-            _check_sizes(stack, limits)
-            _check_places(stack, len(data))
+            _check_sizes(stack, len(data), limits)
             return [
                 page
                 for segments in stack
@@ -162,25 +162,23 @@ def _check_ome(text: str, pages: int) -> None:
         raise refuse("truncated", f"expected {planes} pages as OME says, got {pages}")
 
 
-def _check_sizes(stack: Sequence[Segments], limits: Limits) -> None:
-    sizes = [(segments.page.imagelength, segments.page.imagewidth) for segments in stack]
-    rows, columns = sizes[0]
-    if other := set(sizes) - {sizes[0]}:
-        raise refuse(
-            "unsupported",
-            f"expected pages of one size, got {sizes[0]} and {min(other)}; "
-            "store them as separate files",
-        )
+def _check_sizes(stack: Sequence[Segments], size: int, limits: Limits) -> None:
+    """Refuse what would take too much room, and what leads out of a file of ``size`` bytes."""
+    first = stack[0].page
+    rows, columns = first.imagelength, first.imagewidth
+    for segments in stack:
+        page = segments.page
+        if (page.imagelength, page.imagewidth) != (rows, columns):
+            raise refuse(
+                "unsupported",
+                f"expected pages of one size, got {rows, columns} and "
+                f"{page.imagelength, page.imagewidth}; store them as separate files",
+            )
     limits.check_pixels(len(stack), rows, columns)
     for segments in stack:
-        if segments.size[0] * segments.size[1] > LARGE_TILE + 4 * rows * columns:
+        if math.prod(segments.size) > LARGE_TILE + 4 * rows * columns:
             raise refuse("too-large", f"a tile of {segments.size} is far larger than its page")
-        samples = segments.page.samplesperpixel
-        limits.check_bytes(rows * columns * samples * segments.dtype.itemsize)
-
-
-def _check_places(stack: Sequence[Segments], size: int) -> None:
-    for segments in stack:
-        ends = zip(segments.offsets, segments.counts, strict=True)
-        if (end := max(offset + count for offset, count in ends)) > size:
-            raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")
+        limits.check_bytes(rows * columns * segments.page.samplesperpixel * segments.dtype.itemsize)
+    ends = (max(map(sum, zip(part.offsets, part.counts, strict=True))) for part in stack)
+    if (end := max(ends)) > size:
+        raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")

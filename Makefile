@@ -4,13 +4,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/installed
 	$(BIN)/medclipsam demo
 
 test: .venv/developed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not long'
+
+test-all: .venv/developed  # before a release: all tests, 200 kills, every call that can fail
+	KILLS=200 FAULTS=1 $(BIN)/python -m pytest
 
 lint: .venv/developed
 	$(BIN)/ruff check .

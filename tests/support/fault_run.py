@@ -1,6 +1,6 @@
 """Runs one small archive over and over, each time with another I/O call failing.
 
-    LD_PRELOAD=faults.so python fault_run.py BUNDLE ARCHIVE FOLDER ERRNO FOREVER
+    LD_PRELOAD=faults.so python fault_run.py BUNDLE ARCHIVE FOLDER ERRNO FOREVER EVERY
 
 Says as JSON how many calls were failed and what was wrong. One process for all, because
 opening an engine takes seconds.
@@ -64,7 +64,7 @@ def vouched(out, whole):
     return None
 
 
-def main(bundle, archive, folder, number, forever):
+def main(bundle, archive, folder, number, forever, every):
     shim = ctypes.CDLL(None)
     torch.set_num_threads(1)
     engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
@@ -78,9 +78,8 @@ def main(bundle, archive, folder, number, forever):
 
     attempt(root / "whole")
     whole = state(root / "whole")
-    wrong, n = [], 0
-    while n < MOST:
-        n += 1
+    wrong = []
+    for n in range(1, MOST, every):
         out = root / f"run{n}"
         shim.fault_arm(str(out).encode(), n, number, forever)
         failed = False
@@ -107,7 +106,7 @@ def main(bundle, archive, folder, number, forever):
         if calls < n:
             break
     decoders.close()
-    print(json.dumps({"calls": n - 1, "wrong": wrong}))
+    print(json.dumps({"calls": calls, "wrong": wrong}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Rows of all images share full batches and do not change each other."""
+
+import math
+from dataclasses import replace
+
+import torch
+from models import pictures
+
+from medclipsam.engine.saliency import Question, SaliencyConfig, compute_saliency
+from medclipsam.engine.saliency.gscorecam import gscorecam
+from medclipsam.engine.saliency.rows import Probe, run_probes
+
+
+def whole_rows(pixels):
+    """A probe that asks for ``pixels`` as they are and gives back their embeddings."""
+    return Probe(pixels.new_zeros(128), len(pixels), lambda a, b: pixels[a:b], lambda rows: rows)
+
+
+def test_rows_do_not_depend_on_how_they_are_grouped(tiny_encoder):
+    """The same bytes wherever a row stands in a batch and whoever shares the batch."""
+    pixels = tiny_encoder.normalise(pictures(96, 21, seed=90))
+    (everything,) = run_probes(tiny_encoder, [whole_rows(pixels)])
+    assert everything.shape == (21, 128)
+    torch.testing.assert_close(everything.norm(dim=1), torch.ones(21))
+    for cuts in ((1, 20), (2, 15, 4), (0, 16, 0, 5), (17, 4), (7, 7, 7), (21,)):
+        probes = [whole_rows(part) for part in pixels.split(cuts)]
+        found = list(run_probes(tiny_encoder, probes))
+        assert [len(rows) for rows in found] == list(cuts)
+        parts = [rows for rows in found if len(rows)]
+        assert torch.equal(torch.cat(parts), everything)
+
+
+def test_images_do_not_change_each_other(tiny_encoder, images, prompts):
+    """One queue over all images gives the bytes that each has alone."""
+    questions = [Question(rgb, prompts[:2], prompts[2:]) for rgb in images]
+    for method in ("gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"):
+        config = SaliencyConfig(method, k=21)
+        together = list(compute_saliency(tiny_encoder, questions, config))
+        for question, answer in zip(questions, together, strict=True):
+            (alone,) = compute_saliency(tiny_encoder, [question], config)
+            assert torch.equal(answer.saliency, alone.saliency)
+            assert torch.equal(answer.contrast, alone.contrast)
+
+
+def test_only_the_last_batch_is_padded_and_rows_are_made_when_needed(tiny_encoder):
+    calls, made = [], []
+    encoder = replace(tiny_encoder, score=lambda rows: (calls.append(len(rows)), rows[:, 0, 0])[1])
+
+    def probes():
+        for n in range(50):
+
+            def make(start, stop, n=n):
+                made.append((n, start, stop))
+                return torch.full((stop - start, 3, 1, 4), float(n))
+
+            yield Probe(torch.zeros(4), 7, make, lambda rows: rows)
+            if n >= 3:  # sixteen rows a batch: what is open is never more than three images
+                assert done >= n - 3
+
+    done = 0
+    for n, rows in enumerate(run_probes(encoder, probes())):
+        assert rows.shape == (7, 4) and (rows == n).all()
+        done += 1
+    assert done == 50 and calls == [16] * math.ceil(350 / 16)
+    assert sum(stop - start for _, start, stop in made) == 350
+
+
+def test_ten_prompts_cost_little_more_than_one(tiny_encoder, images):
+    counts = {}
+    for count in (1, 10):
+        seen = []
+        encoder = replace(
+            tiny_encoder,
+            score=lambda rows, seen=seen: (seen.append(rows), tiny_encoder.score(rows))[1],
+        )
+        texts = [f"brain mri showing a tumor {letter}" for letter in "abcdefghij"]
+        gscorecam(encoder, images[:1], tiny_encoder.encode_text(texts[:count]), k=50)
+        counts[count] = len(seen)
+    assert counts[1] == math.ceil(50 / 16) and counts[10] <= math.ceil(128 / 16)
+    assert counts[10] <= 2.6 * counts[1]

@@ -8,8 +8,6 @@ DSC at the best threshold of each image, and prompt sensitivity (on images with 
 the maximum for each prompt lies in its own).
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import time

@@ -1,7 +1,5 @@
 """A full-size BiomedCLIP with random weights, and pictures and texts to ask it about."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

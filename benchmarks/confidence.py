@@ -7,8 +7,6 @@ its true DSC: calibration in bins, Brier score, expected calibration error and A
 of 0.7, beside the uncalibrated product of predicted IoU and stability.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from importlib.metadata import version

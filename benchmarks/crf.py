@@ -8,8 +8,6 @@ against all pairs summed in float64, where that is in reach. Scaling: images per
 of two Python threads over one.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

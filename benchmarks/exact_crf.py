@@ -4,8 +4,6 @@ Every pair of pixels counts. On grey images the kernel is separable into rows, c
 levels, so sums over all pairs become products of matrices, and megapixels are in reach.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -7,8 +7,6 @@ largest over outputs and batches, relative to the largest value, ONNX Runtime's 
 torch, which computes one row at a time. bf16, which that provider lacks, by rounding float32.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

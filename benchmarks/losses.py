@@ -7,8 +7,6 @@ then each loss fine-tunes it on the same further phantoms, once a seed, and is j
 retrieval among all of them, and the masks of the lesion, zero-shot. Interrupted, it goes on.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

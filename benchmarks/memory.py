@@ -7,8 +7,6 @@ runner cannot know: each is read, segmented and written. A last run writes to a 
 which must stall it without growing it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -10,8 +10,6 @@ images with the lesion from those without (AUC). Each saliency method runs on th
 images; differences to the first method are paired.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import time

@@ -1,7 +1,5 @@
 """gScoreCAM written plainly, as the published code goes about it: what ours is measured against."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

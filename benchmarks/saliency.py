@@ -9,8 +9,6 @@ against all. Without ``--bundle`` the model is BiomedCLIP's architecture with ra
 weights: times are those of the released weights, maps are arbitrary.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Made-up scans of any size for timing and for errors: grey and colour, smooth and noisy."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

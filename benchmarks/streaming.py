@@ -9,8 +9,6 @@ bundle's saliency, which takes hundreds of rows an image and nearly all of the t
 with gradcam, which takes none, so that the other stages show.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

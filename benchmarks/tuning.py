@@ -7,8 +7,6 @@ both, the second and none; then the DSC of what it found and of the bundle's def
 others, paired. Both targets are asked for.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from importlib.metadata import version

@@ -8,8 +8,6 @@ on these masks alone; then both judged on further phantoms that show the lesion,
 masks are used for judging only. Interrupted, it goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from importlib.metadata import version

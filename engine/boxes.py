@@ -5,8 +5,6 @@ of their first pixel in reading order, so that the result never depends on chanc
 ``top-k`` or ``largest`` cuts through equal areas, the first in reading order are kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ file, the bundle's defaults, the defaults written here. Imports no stage: the co
 reads its choices and defaults from here.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import field

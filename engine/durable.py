@@ -5,8 +5,6 @@ on the same file system, are synced, renamed, and the folder is synced. A killed
 leaves its temporary files behind; ``remove_unfinished`` clears a folder of them.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -10,8 +10,6 @@
 A message says what was wrong, where, and what to do.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ cell has exact image pixels (the published centre crop has not: its maps are str
 over pixels the model never saw).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

@@ -1,7 +1,5 @@
 """Where medclipsam keeps a user's own files."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -5,8 +5,6 @@ reads them. They therefore live in a folder of the user's own that nobody else c
 unless ``NUMBA_CACHE_DIR`` names another.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil

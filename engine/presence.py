@@ -4,8 +4,6 @@ A target is absent where a stage has nothing to hand on, and where the image is 
 the prompt than the null prompts and the other prompts are (``EngineConfig.presence``).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 NOT_IN_IMAGE, NO_SALIENCY = "not-in-image", "no-saliency"

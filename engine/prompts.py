@@ -4,8 +4,6 @@ And as a model's tokenizer reads them: whole, and each different from the others
 a training are cut instead, see ``train``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How far a mask may be trusted: figures of one mask, and one confidence made of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 Refuses to know which settings there are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

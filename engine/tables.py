@@ -1,8 +1,6 @@
 """Tables of texts: CSV, TSV and Parquet. Text tables begin with a row of names, and quoted
 cells may hold line breaks."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ P prompts (labels), K boxes, B batch, C channels, h and w saliency cells.
 Boxes are XYXY in pixels of the source frame, with exclusive end.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """``medclipsam export``: trained weights as graphs for other runtimes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 

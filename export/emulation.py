@@ -5,8 +5,6 @@ kept in float32 and results rounded, as tensor cores do. It is what parity is ju
 graph itself cannot run; nothing of it is published.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

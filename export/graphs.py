@@ -10,8 +10,6 @@ The arithmetic is that of ``medclipsam.engine.backends.pytorch``; inputs and out
 whatever is between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ becomes an output of a copy, run in ONNX Runtime without optimisation, and is co
 the module gives in torch, in the order of the graph.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

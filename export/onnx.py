@@ -1,7 +1,5 @@
 """A graph of a bundle as an ONNX model, and that model as verified files."""
 
-from __future__ import annotations
-
 import warnings
 from importlib.metadata import version
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which modules of the model a node of an exported graph comes from, as the exporter notes it."""
 
-from __future__ import annotations
-
 import ast
 from typing import Any
 

@@ -3,8 +3,6 @@
 Refuses to know files: what it finds wrong is said, not acted upon.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

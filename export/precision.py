@@ -6,8 +6,6 @@ through is not: residual stream, layer norms, position embeddings, and everythin
 itself, which is what strongly typed runtimes take.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from medclipsam.export.origin import modules_of

@@ -3,8 +3,6 @@
 A refused export leaves what was published before as it was; its figures go to a report.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

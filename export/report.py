@@ -1,7 +1,5 @@
 """The figures of an export, kept whether it was published or refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ They show no anatomy; they only have to give both sides the same varied input. R
 ``--images``, judge better.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

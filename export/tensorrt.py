@@ -5,8 +5,6 @@ Plans go to the user's own cache (``medclipsam.engine.backends.plans``); a bundl
 of those that passed the comparison with torch.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

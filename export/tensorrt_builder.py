@@ -3,8 +3,6 @@
 In both the network is strongly typed: in 10 because it is asked for, in 11 always.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path

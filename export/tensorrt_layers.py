@@ -5,8 +5,6 @@ the tensors of every layer, and in ``Metadata`` which nodes a layer was made fro
 casts included, so that a layer shows the types of all its nodes.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """From a bundle to one that names TensorRT plans of this machine, by way of its ONNX export."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 unet          pixels (B, 3, S, S)                  → logits (B, L, S, S)
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path

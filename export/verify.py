@@ -1,7 +1,5 @@
 """Exports of a bundle once more: every file hashed, every parity figure measured again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from medclipsam.engine.backends import open_device

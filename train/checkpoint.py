@@ -7,8 +7,6 @@ dictionaries of them, so that reading one runs no code.
     FOLDER/lock                held while a training runs, see ``hold``
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """``medclipsam train``."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

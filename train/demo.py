@@ -1,7 +1,5 @@
 """``medclipsam demo``: the whole method on synthetic scans, ending with a report to open."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

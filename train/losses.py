@@ -12,8 +12,6 @@ both directions, each the mean over the batch; image to text:
 Text to image is the same over columns, with β2. All in log space, in float32 at least.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

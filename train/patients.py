@@ -4,8 +4,6 @@ What a DICOM header or a table says of a patient is used to group images and the
 it reaches no file, message or log.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

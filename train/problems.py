@@ -1,7 +1,5 @@
 """What is wrong with the data of a user: named, counted, fatal or not. Refuses to know pixels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field

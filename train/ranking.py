@@ -3,8 +3,6 @@
 Never holds the whole matrix of scores: rows of it are made, counted and dropped.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

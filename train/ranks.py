@@ -3,8 +3,6 @@
 Without torchrun there is one rank, and every function here is the identity.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

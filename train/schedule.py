@@ -1,7 +1,5 @@
 """How a step is taken: its learning rate and its arithmetic. Refuses to know what is trained."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

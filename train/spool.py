@@ -1,8 +1,6 @@
 """Samples in a file without a name, which the system pages in and out: their number is bounded
 by the disk, not by memory. Refuses to know what they show."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import IO

@@ -1,7 +1,5 @@
 """Threads: how many compute, and work on a few items ahead of the one that is asked for."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

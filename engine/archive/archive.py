@@ -1,7 +1,5 @@
 """What every kind of archive has in common: a name, and entries in a fixed order."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ bytes alone. What is held at a time is a page of the file, which pyarrow makes o
 group: Hugging Face writes a hundred rows into one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One item as its archive lists it: where its bytes are, not yet what they show."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bytes of local files, through opens that never block, and what went wrong with them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

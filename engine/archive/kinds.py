@@ -1,7 +1,5 @@
 """What a file is called when it is an item, a container of items, or a list of them."""
 
-from __future__ import annotations
-
 import os
 
 SUFFIXES = (

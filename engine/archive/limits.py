@@ -1,7 +1,5 @@
 """How much one item may ask for, checked from its header before anything is decoded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from medclipsam.engine.errors import ConfigError, InputError

@@ -5,8 +5,6 @@ a suffix, and, where series are wanted, the headers of DICOM files. Lazy: only o
 folder's entries are held at a time.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from functools import partial

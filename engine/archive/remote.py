@@ -1,7 +1,5 @@
 """Archives behind a URL: folders, images and containers, listed one folder at a time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import partial

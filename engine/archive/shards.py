@@ -1,7 +1,5 @@
 """Several containers or images named by one pattern: ``{000..099}``, ``{a,b}``, ``*``."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """Which kind of archive a path, a pattern or a URL stands for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Rows are read one by one, so that a list may be longer than memory.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import posixpath

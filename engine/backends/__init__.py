@@ -21,8 +21,6 @@ so do the small graphs.
 No silent fallback: a device, backend or precision that cannot run as asked says why and stops.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NoReturn
 

@@ -4,8 +4,6 @@ The same image would have been fine a minute earlier, so nothing is quarantined 
 stops and can be resumed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -6,8 +6,6 @@ the slowest at every meeting. Parts of a batch need not meet. Their size is fixe
 results do not depend on the number of cores.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -6,8 +6,6 @@ block's first norm is a closed form: one attention row, one MLP, two norms and t
 projections, written here as plain operations, so it needs no graph and can be exported.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

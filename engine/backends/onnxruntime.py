@@ -5,8 +5,6 @@ takes the whole graph; anything else is an error that names the nodes. Tensors a
 they lie: nothing is copied between torch and the runtime but what a captured CUDA graph holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ travels; they are read from folders that nobody else can write to, and only with
 was recorded when they were built.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Files that only this user can have written, for what runs as code when it is read."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -1,7 +1,5 @@
 """The graphs in plain PyTorch, on CPU or CUDA; lower precisions by autocast."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -4,8 +4,6 @@ The runtime lists providers that cannot start and falls back to its CPU without 
 provider has proved itself by a session, and the nodes it leaves to another are an error.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from functools import lru_cache

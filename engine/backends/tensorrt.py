@@ -5,8 +5,6 @@ on a stream of its own, before and after the work of torch's current one. Where 
 fixed, a CUDA graph is captured once and replayed.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence

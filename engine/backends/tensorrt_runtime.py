@@ -4,8 +4,6 @@ Refuses to know graphs and plans. TensorRT tells reasons to a logger only, so th
 asked whenever a call fails.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable

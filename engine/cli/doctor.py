@@ -4,8 +4,6 @@ Refuses to trust an import alone: devices compute, kernels compile, decoders dec
 Every check stands for itself; none of them raises.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import platform

@@ -4,8 +4,6 @@ Its name is the command's and the option's long name. An option that may be repe
 several values, separated by ``;``, blanks around them apart.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """``medclipsam evaluate`` and ``compare``: masks against true masks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Literal

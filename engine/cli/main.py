@@ -3,8 +3,6 @@
 0 all done · 1 fatal · 2 usage · 3 finished with quarantined items · 130 interrupted.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``medclipsam models``: list, pull, import and verify bundles."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """Options and error handling that commands share."""
 
-from __future__ import annotations
-
 import re
 import signal
 import sys

@@ -1,7 +1,5 @@
 """``medclipsam predict``: an archive into a run folder, by a task model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """``medclipsam status``, ``retry`` and ``collect``: runs that are there already."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

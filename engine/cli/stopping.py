@@ -1,8 +1,6 @@
 """Ctrl-C, SIGTERM and a terminal that hangs up ask a run to finish what is in flight; a
 second one ends it at once."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """``medclipsam tune``: settings for a user's own images, from a few with true masks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

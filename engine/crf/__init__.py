@@ -4,8 +4,6 @@ The public side: settings, checks, reduced sizes, and the choice between our sol
 (``meanfield``) and the published one (``reference``).
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from typing import Protocol

@@ -7,8 +7,6 @@ Durand, IJCV 2009; Chen, Paris & Durand, SIGGRAPH 2007). Splat and slice each bl
 1/6 cell² per axis, so the grid's own blur has the variance s² − 1/3 that is left of s².
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

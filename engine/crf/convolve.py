@@ -4,8 +4,6 @@ One sweep over a row loads four inputs for one sum; tap by tap, each would also 
 store the sum.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The smoothness kernel of the CRF: a separable Gaussian over pixel positions."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -9,8 +9,6 @@ for ΔU = U_background − U_foreground and D = Q_foreground − Q_background = 
 Grey images (R = G = B) use a 3-D bilateral grid, colour images a permutohedral lattice.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -10,8 +10,6 @@ addition, the same for all vertices of one remainder. So neighbours of sorted ve
 are sorted too, and are found by merging two sequences instead of millions of look-ups.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from medclipsam.engine.errors import ConfigError

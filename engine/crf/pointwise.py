@@ -5,8 +5,6 @@ library cannot be vectorised. Errors are below 1e-6 in the marginal, a hundredth
 any filter of the CRF leaves.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from llvmlite import ir
 from numba import types

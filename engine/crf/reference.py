@@ -1,7 +1,5 @@
 """The published CRF: pydensecrf, for comparison with ours. Slower, and it holds the GIL."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from medclipsam.engine.config import CrfConfig

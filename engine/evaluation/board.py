@@ -1,7 +1,5 @@
 """Several predictions against one truth: a table with a line for each, as papers print it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

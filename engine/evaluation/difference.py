@@ -4,8 +4,6 @@ Only cases that were scored in both count; the others are named. Cases are taken
 independent of each other: several images of one patient make intervals too narrow.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ What may stand in the place of predictions is a run folder, too: its ``masks/``,
 ``crf/``, and beside them the maps in its ``saliency/``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal

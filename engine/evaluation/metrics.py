@@ -7,8 +7,6 @@ Empty masks: both empty is perfect, 1.0 or a distance of 0; exactly one empty is
 infinite distance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which mask belongs to which file, by their paths. Refuses to open any of them."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Finished items as cases of a collection, and which of them may be used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Masks as one COCO file: a picture for each frame, an annotation for each label on it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Collections: all usable masks of a run in the form that a training or a tool reads."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack

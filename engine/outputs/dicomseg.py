@@ -4,8 +4,6 @@ A segmentation carries the patient's and the study's identification of its sourc
 DICOM requires: where a run must not tell whose images they were, leave it out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

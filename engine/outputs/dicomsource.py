@@ -4,8 +4,6 @@ The pixels are never looked at. Unlike the reader of images, this one keeps what
 identifies patient and study: a segmentation is filed with its source.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 

@@ -4,8 +4,6 @@ Refuses to know where an image came from and where the picture goes. Colours are
 boxes XYXY with exclusive end.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import unicodedata

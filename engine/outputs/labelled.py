@@ -3,8 +3,6 @@
 Refuses to know where a run folder is and when to write: it gives paths and bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath

@@ -1,7 +1,5 @@
 """All labels of one item in one array of numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Saliency maps read back: values that order the pixels, as they are stored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

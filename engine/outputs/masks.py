@@ -3,8 +3,6 @@
 Refuses to know where a run folder is and when to write. Equal masks give equal bytes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

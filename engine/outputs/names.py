@@ -3,8 +3,6 @@
 Refuses to know what the files hold.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

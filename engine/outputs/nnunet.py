@@ -3,8 +3,6 @@
 A run folder's ``nnunet`` is what the variable nnUNet_raw should point to.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

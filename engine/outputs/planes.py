@@ -1,7 +1,5 @@
 """Arrays as PNG, multi-page TIFF or NIfTI, whichever suits their source."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

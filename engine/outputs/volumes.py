@@ -1,7 +1,5 @@
 """Arrays as NIfTI files, in the voxel order and the world of their source."""
 
-from __future__ import annotations
-
 import gzip
 import io
 

@@ -6,8 +6,6 @@ script that assigns one global as JSON, because a page opened from disk may not 
 Nothing is requested from elsewhere.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

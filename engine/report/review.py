@@ -3,8 +3,6 @@
 Refuses to know what follows from a decision.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Container, Iterable, Iterator

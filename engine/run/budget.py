@@ -4,8 +4,6 @@ Taken when an item is about to be loaded, given back when its rows are committed
 cannot deadlock: nothing that holds a part of it ever waits for more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from threading import Condition, Event
 

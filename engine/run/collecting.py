@@ -1,7 +1,5 @@
 """From a run folder to data sets that a training reads: which cases, with which pictures."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

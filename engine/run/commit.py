@@ -1,7 +1,5 @@
 """The end of an item's way: its rows, written after its files, many items together."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass

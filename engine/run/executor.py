@@ -9,8 +9,6 @@ Here is what every executor does; which steps there are and which comes next say
 ``run.zero_shot`` and ``unet.executor``.
 """
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections import deque

@@ -1,7 +1,5 @@
 """A stage on CPU threads: counted, submitted, timed, caught and handed on in one place."""
 
-from __future__ import annotations
-
 import queue
 import time
 from collections.abc import Callable

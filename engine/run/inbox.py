@@ -1,7 +1,5 @@
 """The one way from other threads to the device executor, on which no wake-up is lost."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

@@ -5,8 +5,6 @@ none of them outside ``private/``, which its owner alone can read: the key of th
 without which nobody can try names, and the list that leads back.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import hmac

@@ -4,8 +4,6 @@ Bad input is quarantined and the run goes on; a result that cannot be written st
 the same command resumes it. How items stream through is ``streaming``'s business.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

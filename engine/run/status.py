@@ -1,7 +1,5 @@
 """How far a run has come, read from its folder while it goes on."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Items that failed one after another in the same way: is it them, or the machine?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from threading import Lock
 

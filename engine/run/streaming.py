@@ -8,8 +8,6 @@ committed. Files are durable before rows. Every entry that is listed is counted,
 everything that becomes of it.
 """
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack

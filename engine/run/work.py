@@ -1,7 +1,5 @@
 """One item on its way through a run, and what it leaves behind: files and rows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The zero-shot method on the device: saliency, SAM's encoder and its decoder, in batches."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

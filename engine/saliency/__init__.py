@@ -5,8 +5,6 @@ which masked images it wants to see and what it makes of them. Another one is on
 and its name in ``SaliencyConfig.method``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import import_module

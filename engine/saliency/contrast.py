@@ -1,7 +1,5 @@
 """A prompt as a contrast: nearer to the image than the null prompts and the other prompts."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

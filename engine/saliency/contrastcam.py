@@ -17,8 +17,6 @@ resolution: it is read at ``FINE`` points a cell, which finds small targets betw
 ``benchmarks/results/ablation.md`` holds what each of these choices brings.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

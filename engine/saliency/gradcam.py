@@ -1,7 +1,5 @@
 """GradCAM (Selvaraju et al., ICCV 2017) on a ViT's patch tokens: the paper's baseline."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

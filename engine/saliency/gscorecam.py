@@ -1,7 +1,5 @@
 """gScoreCAM (Chen et al., "gScoreCAM: What objects is CLIP looking at?", ACCV 2022)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

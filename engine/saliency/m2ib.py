@@ -8,8 +8,6 @@ t = λ x + (1 − λ) ε; λ is fitted to pass as little as the cosine to the pr
 What still passes of a patch is its saliency.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

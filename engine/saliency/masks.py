@@ -1,7 +1,5 @@
 """Channel maps as soft masks over the model's input."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """What is asked of one image, and what is answered."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -5,8 +5,6 @@ rows of all images into batches of exactly ``ClipEncoder.rows``, padded only whe
 row is to be had, and pixels of a row exist only while its batch does.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field

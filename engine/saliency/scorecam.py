@@ -1,7 +1,5 @@
 """ScoreCAM (Wang et al., CVPR Workshops 2020): every channel is scored, none preferred."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from medclipsam.engine.config import SaliencyConfig

@@ -1,7 +1,5 @@
 """How likely the best of several candidates is as good as it looks by chance alone."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -7,8 +7,6 @@ search of twenty: ``chance`` corrects for the candidates of an axis, and the 5 %
 out among the axes. What a candidate chose on the images is judged on the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A task model on the device: one network over batches of frames."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

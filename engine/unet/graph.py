@@ -1,8 +1,6 @@
 """Where a task model's arithmetic runs: one callable, (B, 3, S, S) normalised → (B, L, S, S)
 float32 logits, in torch or in ONNX Runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -3,8 +3,6 @@
 encode_image (prepare) → compute_saliency (infer) → refine_mask (threshold)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

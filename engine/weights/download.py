@@ -4,8 +4,6 @@ Proxies come from the environment (``HTTPS_PROXY``), the Hugging Face cache and 
 from ``HF_HOME`` and ``HF_ENDPOINT``. What arrives is checked by ``importing``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import urllib.error

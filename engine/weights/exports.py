@@ -5,8 +5,6 @@
 Files are hashed when a graph is opened, not with the bundle; what no entry names is not read.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ user), with ``weights_only=True``, and leave as safetensors. Every tensor must f
 model that the configuration describes.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Refuses to know where files come from or whether they may be trusted: that is
 only their sizes are ours.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """What may happen to an image on its way into CLIP. Never mirrored: captions say left and right."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

@@ -1,7 +1,5 @@
 """``medclipsam train clip``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

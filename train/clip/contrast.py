@@ -6,8 +6,6 @@ is embedded once more and its gradients are passed on (Gao 2021, "GradCache"). W
 draw at random, such as dropout, is the same both times. The result is that of one large batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Low-rank adaptation (Hu 2021): W + (α / r) B A, of which only A and B are trained."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize

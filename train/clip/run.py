@@ -8,8 +8,6 @@ OUT/best.safetensors   weights of the best epoch
 OUT/bundle/        the bundle with these weights; written last
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

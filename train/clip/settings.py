@@ -1,7 +1,5 @@
 """How CLIP is fine-tuned: every setting that decides the weights. Light to import."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

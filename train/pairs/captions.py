@@ -1,7 +1,5 @@
 """Captions as they are trained on."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

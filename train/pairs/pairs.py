@@ -3,8 +3,6 @@
 Refuses to know pixels: an image is an entry that nobody has read yet.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Where pairs of image and caption come from, as they stand there."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Refuses to know seeds and captions. Each painter gives pixels, not yet clipped t
 the mask of each target.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.random import Generator

@@ -5,8 +5,6 @@ truth/LABEL/…                         the same tree, masks
 prompts.csv                           item, label, prompt
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass

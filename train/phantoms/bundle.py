@@ -6,8 +6,6 @@ Draws phantoms, trains the CLIP-shaped model with DHN-NCE and the SAM-shaped mod
 boxes, and writes a bundle. Seeds below ``HELD_OUT`` are trained on; seeds from it on never are.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Both are found on phantoms that are neither trained on nor measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

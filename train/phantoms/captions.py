@@ -1,7 +1,5 @@
 """Sentences about phantoms, in the many words that reports have for one thing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ FOLDER/spare/000000.png            where any target is
 FOLDER/pairs.csv                   image, caption, spare
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import multiprocessing

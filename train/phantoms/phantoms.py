@@ -10,8 +10,6 @@ Coordinates: ``y`` down and ``x`` right in [-1, 1] over the picture; intensities
 [0, 1]; sizes of targets are fractions of the shorter side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Coordinates as in ``phantoms``; what is random is drawn from the generator that is handed over.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.random import Generator

@@ -1,7 +1,5 @@
 """``medclipsam recipe``: the data sets of the paper, one command each from data to table."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ OUT/recipe.json            what is worked on; another recipe or other data are r
 OUT/table.md, table.json   what comes of it
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

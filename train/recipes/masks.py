@@ -6,8 +6,6 @@ OUT/runs/BUNDLE/METHOD/model        U-Net trained on the latter's masks
 OUT/runs/BUNDLE/METHOD/weak         what that U-Net makes of the images to be judged on
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 OUT/model/          the training; its new bundle is OUT/model/bundle
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from dataclasses import asdict, replace

@@ -4,8 +4,6 @@ DATA/train/images/0000.png   DATA/train/masks/LESION/0000.png
 DATA/test/…                  of those, every image shows the lesion
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

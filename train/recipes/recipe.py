@@ -4,8 +4,6 @@ Refuses to know how anything is run. A recipe is one TOML file; those of the pap
 lie beside this file, and ``recipe show`` prints them to be copied and changed.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Sequence
 from dataclasses import field

@@ -3,8 +3,6 @@
 Refuses to know how a row is made: that is for ``masks`` and ``pairs``.
 """
 
-from __future__ import annotations
-
 from medclipsam.train.pairs.pairs import PairList
 from medclipsam.train.recipes.job import Job, Result
 from medclipsam.train.recipes.layout import look

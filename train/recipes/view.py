@@ -6,8 +6,6 @@ OUT/test.csv           'medclipsam run' takes, too
 OUT/truth/LABEL/…      one mask per image to be judged on, several of the data united
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Bundles by name, opened one after the other and compared on the same pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

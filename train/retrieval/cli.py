@@ -1,7 +1,5 @@
 """``medclipsam retrieval``: which bundle finds captions and images best."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

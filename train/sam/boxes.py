@@ -1,7 +1,5 @@
 """Boxes around masks, exact or as a detector would draw them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

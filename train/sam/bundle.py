@@ -1,7 +1,5 @@
 """From a bundle, images and masks to a bundle whose SAM has learned from them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict

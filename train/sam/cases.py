@@ -5,8 +5,6 @@ IMAGES/a/b.dcm              ─┐
 MASKS/LABEL/a/b_mask.png    ─┘
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

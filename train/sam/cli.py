@@ -1,7 +1,5 @@
 """``medclipsam train sam``: SAM fine-tuned on masks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Samples lie in unnamed files that the system pages in and out, so that their num
 bounded by the disk, not by memory.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ FOLDER/embeddings.bin     float32 (N, C, g, g), as many rows as are done
 FOLDER/embeddings.json    what they were made of, and how many are done
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Refuses to know where images come from and what becomes of the weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

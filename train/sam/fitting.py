@@ -4,8 +4,6 @@ Refuses to know when steps are taken and where states are kept. What a step does
 the seed and its own number alone, so that a resumed training ends in the same bits.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """How far SAM's masks are from the true ones, box by box."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

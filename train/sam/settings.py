@@ -1,7 +1,5 @@
 """How SAM is trained: every setting that decides the weights. Light to import."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

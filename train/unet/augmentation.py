@@ -3,8 +3,6 @@
 Nothing is mirrored unless asked for: in most anatomy left and right differ.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

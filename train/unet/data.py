@@ -4,8 +4,6 @@ Samples lie in an unnamed file that the system pages in and out, so that their n
 bounded by the disk, not by memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fit a residual U-Net to samples and keep its best epoch. Refuses to know runs and files."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import nullcontext

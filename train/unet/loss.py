@@ -1,7 +1,5 @@
 """Dice + binary cross-entropy of masks that overlap, weighted by how far each is trusted."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F

@@ -5,8 +5,6 @@ objected, or quarantined with a mask that a person accepted. Whatever is left ou
 and named by its reason.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

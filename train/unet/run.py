@@ -1,7 +1,5 @@
 """From a run to a task model: its masks read, split by patient, learned from, written."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version

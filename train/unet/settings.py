@@ -1,7 +1,5 @@
 """How a U-Net is trained: every setting that decides the weights. Light to import."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Where a container's bytes are: in a local file here, elsewhere in ``remote``."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

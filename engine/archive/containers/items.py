@@ -1,7 +1,5 @@
 """From one container to the items in it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import IO
 

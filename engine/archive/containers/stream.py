@@ -1,7 +1,5 @@
 """A file that is read from front to back, in which one can only go on."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from typing import IO

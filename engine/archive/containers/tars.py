@@ -6,8 +6,6 @@ Headers are walked here rather than by ``tarfile``, which takes a damaged header
 end of the archive, keeps every header, and reads extended ones of any size at once.
 """
 
-from __future__ import annotations
-
 import re
 import tarfile
 from collections.abc import Callable, Iterator

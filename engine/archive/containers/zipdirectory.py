@@ -3,8 +3,6 @@
 Layout as in PKWARE's APPNOTE.TXT, 4.3.12 to 4.3.16 and 4.5.3.
 """
 
-from __future__ import annotations
-
 import struct
 import zipfile
 from collections.abc import Iterator

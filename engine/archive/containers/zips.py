@@ -4,8 +4,6 @@ Only stored and deflated members are read: the other methods cannot be inflated 
 limit. What a member claims to inflate to is a limit, never a promise.
 """
 
-from __future__ import annotations
-
 import stat
 import struct
 import zipfile

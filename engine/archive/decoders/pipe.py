@@ -3,8 +3,6 @@
 Ends that do not block may be given a deadline; blocking ends may not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select

@@ -4,8 +4,6 @@ Grey frames travel as one channel. Nothing but JSON and bytes is sent, so that a
 that has been led astray cannot hand code to the process that asked.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

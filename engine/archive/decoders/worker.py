@@ -4,8 +4,6 @@ Whatever an item does to it, it costs this process at most. Should the parent be
 an item loop for ever, an alarm ends the process all the same.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -3,8 +3,6 @@
 A sound file of another kind is no damaged one, and its name tells what to convert.
 """
 
-from __future__ import annotations
-
 import struct
 
 START = 560  # bytes of a file that are looked at

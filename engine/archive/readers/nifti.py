@@ -4,8 +4,6 @@ Images and masks pass the same two functions, ``voxels_to_frames`` and its inver
 ``frames_to_voxels``, so that a mask cannot come back flipped.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import math

@@ -4,8 +4,6 @@ The reader is chosen by magic bytes, never by suffix. Whatever is wrong with a f
 comes out as InputError with a stable reason; anything else is a bug.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

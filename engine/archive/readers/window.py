@@ -4,8 +4,6 @@ Refuses to know file formats. Every array is (F, H, W) or (F, H, W, C), over the
 whole item, so that all frames of one item share one window.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from medclipsam.engine.archive.limits import refuse

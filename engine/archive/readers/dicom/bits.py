@@ -4,8 +4,6 @@ Refuses to know codecs: whatever decoded the pixels, the unused bits of a cell m
 overlay or anything else, and are no part of a value.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -10,8 +10,6 @@ patient; what makes a file unusable is raised all the same. nibabel reports harm
 header repairs for every file.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

@@ -4,8 +4,6 @@ Only the elements named in ``ELEMENTS`` are parsed: what identifies a patient is
 looked at, so it cannot reach a result, a message or a log.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 

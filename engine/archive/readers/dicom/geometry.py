@@ -5,8 +5,6 @@ to the right, front and head (RAS), as in NIfTI. What is not known is said in wo
 person to read; they hold distances at most.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

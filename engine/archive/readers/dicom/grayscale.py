@@ -5,8 +5,6 @@ the same purpose, because those wrap around where a value exceeds the table's in
 type, and scale their result by BitsStored instead of by the window.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from pydicom.dataset import Dataset
 

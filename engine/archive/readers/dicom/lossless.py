@@ -5,8 +5,6 @@ process along (found by flipping bytes), and beside OpenCV it corrupts the heap 
 ``codecs``). A decode process has no OpenCV, and its end costs one item.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import sys

@@ -5,8 +5,6 @@ A descriptor tells the number of entries, the value that the first one stands fo
 of 8 bits occur in 16 allocated ones, and are known by the length of the data).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """DICOM PALETTE COLOR: from indices to colours (PS3.3, C.7.6.3.1.5, C.7.6.3.1.6, C.7.9.2)."""
 
-from __future__ import annotations
-
 import numpy as np
 from pydicom.dataset import Dataset
 

@@ -3,8 +3,6 @@
 Refuses to know what else a header says: ids and messages hold a hash of it at most.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

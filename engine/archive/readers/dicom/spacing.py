@@ -1,7 +1,5 @@
 """How far apart the pixel centres of a DICOM frame lie, from whichever element tells."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

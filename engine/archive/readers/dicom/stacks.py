@@ -5,8 +5,6 @@ what agrees within a tolerance is found by gaps between sorted values, not by ro
 tears apart what lies on both sides of a step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby

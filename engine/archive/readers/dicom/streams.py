@@ -1,7 +1,5 @@
 """Compressed frames inside DICOM objects: how many there are, and whether they are whole."""
 
-from __future__ import annotations
-
 from itertools import islice
 
 from pydicom.dataset import Dataset

@@ -1,7 +1,5 @@
 """DICOM transfer syntaxes: which of them are decoded here, and what a deflated one inflates to."""
 
-from __future__ import annotations
-
 import zlib
 
 from pydicom.pixels import get_decoder

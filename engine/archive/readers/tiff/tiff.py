@@ -39,6 +39,7 @@ DECISIVE = {254, 255, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284
 DECISIVE |= {320, 322, 323, 324, 325, 332, 338, 339, 347, 530, 32997, 32998, 33629}
 REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
 LARGE_TILE = 1 << 22  # pixels that a tile may have whatever its page's size
+NOWHERE = logging.NullHandler()
 OME_SIZES = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 
 
@@ -51,9 +52,9 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
     """
     import tifffile
 
-    # What it remarks may quote the file; whatever matters of it is an error here.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    logging.getLogger("tifffile").propagate = False
+    remarks = logging.getLogger("tifffile")  # they may quote the file; what matters is refused here
+    remarks.addHandler(NOWHERE)
+    remarks.propagate = False
     # No program gets what is special to it: pages are those of the chain.
     plain: dict[str, Any] = {f"is_{kind}": False for kind in tifffile.TIFF.FILE_FLAGS}
     try:

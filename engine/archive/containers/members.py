@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from medclipsam.engine.archive.containers.seen import Seen
 from medclipsam.engine.errors import InputError
@@ -58,28 +57,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-class Names:
-    """Gives every member of a container an id of its own: ``a.png``, then ``a.png#2``.
-
-    A context manager; of any number of names no more is held in memory than of a few.
-    """
-
-    def __init__(self) -> None:
-        self._seen = Seen()
-
-    def __enter__(self) -> Names:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._seen.__exit__(kind, exc, trace)
+class Names(Seen):
+    """Gives every member of a container an id of its own: ``a.png``, then ``a.png#2``."""
 
     def distinct(self, name: str) -> str:
         """``name`` the first time, then with the number of its occurrence."""
-        while (count := self._seen.count(name)) > 1:
+        while (count := self.count(name)) > 1:
             name = f"{name}#{count}"
         return name

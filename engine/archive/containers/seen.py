@@ -1,10 +1,8 @@
 """Which texts have passed before, of any number of them, in memory that does not grow."""
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
-from types import TracebackType
+from typing import Self
 
 from medclipsam.engine.errors import OutputError
 
@@ -29,15 +27,10 @@ class Seen:
         self._db.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")  # one that never ends: nothing of it is to be durable
 
-    def __enter__(self) -> Seen:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def add(self, text: str) -> bool:

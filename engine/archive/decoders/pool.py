@@ -18,7 +18,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from medclipsam.engine.archive.decoders.pipe import receive, receive_json, send
 from medclipsam.engine.archive.decoders.reply import unpack, unpack_error
@@ -59,12 +58,7 @@ class Decoders:
     def __enter__(self) -> Decoders:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def decode(self, entry: Entry, keep: bool = False) -> Decoded:

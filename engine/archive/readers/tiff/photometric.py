@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 
 from medclipsam.engine.archive.limits import refuse
 from medclipsam.engine.archive.readers.pages import Page
-from medclipsam.engine.archive.readers.tiff.segments import JPEG, WEBP, is_planar
+from medclipsam.engine.archive.readers.tiff.segments import JPEG, WEBP
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -88,7 +88,7 @@ def _alpha_place(extra: Sequence[int], samples: int, colours: int) -> tuple[int 
 def _is_stack_of_four(stored: TiffPage) -> bool:
     """Whether tifffile wrote an array (4, H, W): as a stack of four it gets the same tags."""
     shape = f"[4, {stored.imagelength}, {stored.imagewidth}]"
-    return is_planar(stored) and stored.description.startswith(f'{{"shape": {shape}')
+    return stored.shaped[0] == 4 and stored.description.startswith(f'{{"shape": {shape}')
 
 
 def _to_alpha(values: np.ndarray, bits: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def _palette(stored: TiffPage, kind: str) -> np.ndarray:
 
 def _to_rgb(samples: np.ndarray, kind: int, stored: TiffPage, top: int) -> tuple[np.ndarray, int]:
     """(H, W, 3) red, green and blue, and the value of white."""
-    converted = stored.compression in (JPEG, WEBP) and not is_planar(stored)
+    converted = stored.compression in (JPEG, WEBP) and stored.shaped[0] == 1
     if kind == RGB or (kind == YCBCR and converted):
         return samples, top
     if top != 255:

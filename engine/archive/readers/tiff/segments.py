@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ PREDICTED = (*DEFLATE, LZW, LZMA, ZSTD)  # elsewhere, libtiff ignores the tag as
 # Depths of the codecs that know pixels. The room of others, JPEG 2000 say, has no cap.
 PICTURES = {**dict.fromkeys(FAX, (1,)), JPEG: (8, 12, 16), WEBP: (8,)}
 KNOWN_CODECS = (RAW, PACKBITS, *PREDICTED, *PICTURES)
+LARGE_TILE = 1 << 22  # pixels that a tile may have whatever its page's size
 BYTE_COUNTS = (279, 325)  # tags: of strips, of tiles
 
 
@@ -50,15 +51,10 @@ class Segments:
         page = self.page
         return page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Of a sample, in this machine's byte order; bits become bytes."""
-        return np.dtype(np.uint8 if self.page.dtype == bool else self.page.dtype)
-
-
-def is_planar(page: TiffPage) -> bool:
-    """Whether each sample of a pixel lies in a plane of its own."""
-    return page.planarconfig == 2 and page.samplesperpixel > 1
+    def moved(self, pages: int) -> Segments:
+        """Those of a page that lies so many pages behind."""
+        step = pages * sum(self.counts)
+        return replace(self, offsets=tuple(offset + step for offset in self.offsets))
 
 
 def check_kind(page: TiffPage) -> None:
@@ -85,7 +81,7 @@ def check_kind(page: TiffPage) -> None:
             f"expected TIFF samples of a usual depth, got {bits} bits, {name}"
             + (" as JPEG" if codec == JPEG else ""),
         )
-    samples = 1 if is_planar(page) else page.samplesperpixel
+    samples = page.shaped[-1]  # in each pixel of a plane
     if codec in PICTURES and samples not in ((1,) if codec in FAX else (1, 3)):
         raise refuse(
             "unsupported",
@@ -105,8 +101,12 @@ def find_segments(page: TiffPage, size: int) -> Segments:
 
     Counts that a file leaves out are completed.
     """
-    if min(page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth) < 1:
+    segments = Segments(page, page.dataoffsets, page.databytecounts)
+    pixels = math.prod(segments.size)
+    if pixels < 1:
         raise refuse("unreadable", "expected strips or tiles with pixels, got some without")
+    if pixels > LARGE_TILE + 4 * page.imagelength * page.imagewidth:
+        raise refuse("too-large", f"a tile of {segments.size} is far larger than its page")
     count = math.prod(page.chunked)
     offsets, counts = page.dataoffsets[:count], page.databytecounts[:count]
     if len(offsets) < count:
@@ -137,7 +137,8 @@ def read_samples(data: bytes, segments: Segments) -> np.ndarray:
         Exception: whatever tifffile and imagecodecs raise on damaged segments.
     """
     page = segments.page
-    out = np.empty((page.imagelength, page.imagewidth, page.samplesperpixel), segments.dtype)
+    dtype = np.uint8 if page.dtype == bool else page.dtype
+    out = np.empty((page.imagelength, page.imagewidth, page.samplesperpixel), dtype)
     for index, (offset, count) in enumerate(zip(segments.offsets, segments.counts, strict=True)):
         _, (plane, _, top, left, _), (_, rows, columns, samples) = page.decode(None, index)
         place = out[top : top + rows, left : left + columns, plane : plane + samples]

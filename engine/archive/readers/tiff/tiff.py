@@ -10,10 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -38,7 +35,6 @@ WIDTH, LENGTH, PHOTOMETRIC, STK_PLANES = 256, 257, 262, 33629  # tags
 DECISIVE = {254, 255, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 292, 293, 317}
 DECISIVE |= {320, 322, 323, 324, 325, 332, 338, 339, 347, 530, 32997, 32998, 33629}
 REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
-LARGE_TILE = 1 << 22  # pixels that a tile may have whatever its page's size
 NOWHERE = logging.NullHandler()
 OME_SIZES = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 
@@ -61,7 +57,6 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
         with tifffile.TiffFile(io.BytesIO(data), **plain) as file:
             stored = _read_directories(file, data)
             stack = _find_segments(stored, len(data), limits)
-            _check_sizes(stack, len(data), limits)
             return [
                 page
                 for segments in stack
@@ -106,25 +101,31 @@ def _check_tags(page: TiffPage, data: bytes) -> None:
 
 def _find_segments(pages: list[TiffPage], size: int, limits: Limits) -> list[Segments]:
     """One a page; a stack that one directory stands for has as many as its text says."""
+    first = pages[0]
+    rows, columns = first.imagelength, first.imagewidth
+    limits.check_pixels(len(pages), rows, columns)
     for page in pages:
-        limits.check_pixels(1, page.imagelength, page.imagewidth)
+        if (page.imagelength, page.imagewidth) != (rows, columns):
+            raise refuse(
+                "unsupported",
+                f"expected pages of one size, got {rows, columns} and "
+                f"{page.imagelength, page.imagewidth}; store them as separate files",
+            )
         check_kind(page)
+        limits.check_bytes(rows * columns * page.samplesperpixel * np.dtype(page.dtype).itemsize)
     stack = [find_segments(page, size) for page in pages]
-    first, segments = pages[0], stack[0]
-    count = 1 if len(pages) > 1 else _stack_size(first, segments)
-    if count == 1:
+    count = 1 if len(pages) > 1 else _stack_size(first, stack[0])
+    if count > 1:
+        if first.compression != RAW:
+            raise refuse("unsupported", f"expected {count} pages uncompressed; save them again")
+        limits.check_pixels(count, rows, columns)
+        stack = [stack[0].moved(page) for page in range(count)]
+    else:
         _check_ome(first.description, len(pages))
-        return stack
-    if first.compression != RAW:
-        raise refuse(
-            "unsupported", f"expected a stack of {count} pages to be uncompressed; save it again"
-        )
-    limits.check_pixels(count, first.imagelength, first.imagewidth)
-    step = sum(segments.counts)
-    return [
-        replace(segments, offsets=tuple(offset + page * step for offset in segments.offsets))
-        for page in range(count)
-    ]
+    ends = (max(map(sum, zip(part.offsets, part.counts, strict=True))) for part in stack)
+    if (end := max(ends)) > size:
+        raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")
+    return stack
 
 
 def _stack_size(page: TiffPage, segments: Segments) -> int:
@@ -161,25 +162,3 @@ def _check_ome(text: str, pages: int) -> None:
     planes //= int(samples[1]) if samples and int(samples[1]) else 1
     if planes > pages:
         raise refuse("truncated", f"expected {planes} pages as OME says, got {pages}")
-
-
-def _check_sizes(stack: Sequence[Segments], size: int, limits: Limits) -> None:
-    """Refuse what would take too much room, and what leads out of a file of ``size`` bytes."""
-    first = stack[0].page
-    rows, columns = first.imagelength, first.imagewidth
-    for segments in stack:
-        page = segments.page
-        if (page.imagelength, page.imagewidth) != (rows, columns):
-            raise refuse(
-                "unsupported",
-                f"expected pages of one size, got {rows, columns} and "
-                f"{page.imagelength, page.imagewidth}; store them as separate files",
-            )
-    limits.check_pixels(len(stack), rows, columns)
-    for segments in stack:
-        if math.prod(segments.size) > LARGE_TILE + 4 * rows * columns:
-            raise refuse("too-large", f"a tile of {segments.size} is far larger than its page")
-        limits.check_bytes(rows * columns * segments.page.samplesperpixel * segments.dtype.itemsize)
-    ends = (max(map(sum, zip(part.offsets, part.counts, strict=True))) for part in stack)
-    if (end := max(ends)) > size:
-        raise refuse("truncated", f"expected TIFF data up to byte {end}, got {size} bytes")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from bad_input import NOISE, picture, tar
+from archives.drawn import NOISE, picture, tar
 from pyarrow import csv, parquet
 
 from medclipsam.engine.archive import Decoders, Limits, decode, embedded, open_archive, table

@@ -2,15 +2,17 @@
 
 import errno
 import functools
+import gzip
 import http.server
 import io
 import socket
 import threading
+import zipfile
 
 import fsspec
 import numpy as np
 import pytest
-from bad_input import NOISE, deep, dicom, gzip, picture, tar, zipfile
+from archives.drawn import NOISE, deep, dicom, picture, tar
 
 from medclipsam.engine.archive import Limits, decode, open_archive, store
 from medclipsam.engine.archive.remote import public_name

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 
 import pytest
-from bad_input import NOISE, picture, tar
+from archives.drawn import NOISE, picture, tar
 
 from medclipsam.engine.archive import open_archive
 from medclipsam.engine.errors import InputError

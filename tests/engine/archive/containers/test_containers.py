@@ -1,66 +1,22 @@
-"""Tar and zip: members are what the standard library has packed; nothing is extracted."""
+"""Members of tar and zip are what was packed, listed lazily and in place, and never extracted."""
 
 import io
 import os
 import random
-import re
 import tarfile
 import threading
 import tracemalloc
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from bad_input import NOISE, deep, dicom, gzip, picture, tar, zeros, zlib
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from archives.drawn import NOISE, deep, dicom, picture, tar
+from archives.packed import CONTENT, KINDS, data_of, fetched, ids, pack, reason
 
-from medclipsam.engine.archive import Entry, Limits, open_archive
-from medclipsam.engine.archive.containers import members, stream
-from medclipsam.engine.archive.containers.members import Names, harmless_name, safe_name
+from medclipsam.engine.archive import open_archive
 from medclipsam.engine.archive.shards import expand_braces
-from medclipsam.engine.errors import ConfigError, InputError
+from medclipsam.engine.errors import ConfigError
 
-KINDS = ("x.tar", "x.tar.gz", "x.tgz", "x.zip")
 MEMORY = 6 << 20  # bytes for 10,000 names of one container
-RNG = random.Random(1)
-CONTENT = {f"folder {k % 3}/{k:02}.png": RNG.randbytes(700 * k + 1) for k in range(12)}
-
-
-def pack(path: Path, content: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, data in content.items():
-                file.writestr(name, data)
-    else:
-        path.write_bytes(tar(content, "w" if path.suffix == ".tar" else "w:gz"))
-    return path
-
-
-def ids(spec, **options) -> list[str]:
-    return [entry.ref.id for entry in open_archive(spec, **options)]
-
-
-def fetched(spec, **options) -> dict[str, bytes]:
-    """Every member's bytes, taken while the listing stands at it."""
-    return {entry.ref.id: data_of(entry) for entry in open_archive(spec, **options)}
-
-
-def data_of(entry: Entry) -> bytes:
-    assert entry.fetch is not None, entry.error
-    data = entry.fetch()
-    assert entry.size == len(data)
-    return data
-
-
-def reason(entry: Entry) -> str:
-    with pytest.raises(InputError) as caught:
-        if entry.error is not None:
-            raise entry.error
-        data_of(entry)
-    return caught.value.reason
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -238,161 +194,3 @@ def test_the_first_member_is_there_before_the_second_is_looked_at(tmp_path):
     late = list(entries)
     # Python reads ahead 8 KiB at most.
     assert [entry.ref.id for entry in late] in (["x.tar/2.png"], ["x.tar"])
-
-
-def test_members_before_the_damage_and_the_next_container(tmp_path):
-    whole = tar({f"{k}.png": b"x" * 5000 for k in range(6)})
-    for suffix, data in (("tar", whole), ("tgz", gzip.compress(whole))):
-        (tmp_path / f"b.{suffix}").write_bytes(data[: len(data) // 2])
-    pack(tmp_path / "c.tar", {"1.png": b"1"})
-    entries = list(open_archive(tmp_path))
-    outcomes = {e.ref.id: e.error.reason if e.error else "" for e in entries}
-    assert outcomes["b.tar/0.png"] == outcomes["b.tgz/0.png"] == outcomes["c.tar/1.png"] == ""
-    assert outcomes["b.tar"] == outcomes["b.tgz"] == "truncated"
-    assert "b.tar/5.png" not in outcomes and list(outcomes)[-1] == "c.tar/1.png"
-
-
-@pytest.mark.parametrize("tenth", range(10))
-@pytest.mark.parametrize("name", KINDS)
-def test_containers_cut_off_anywhere(tmp_path, name, tenth):
-    path = pack(tmp_path / name, CONTENT)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * tenth // 10])
-    found, container = {}, ""
-    for entry in open_archive(path):
-        if entry.ref.id == name:
-            container = reason(entry)
-            continue
-        try:
-            found[entry.ref.path.removeprefix(f"{name}/")] = data_of(entry)
-        except InputError as error:
-            assert error.reason == "truncated"
-    assert container in ("truncated", "empty", "unreadable"), "an early end is never silent"
-    assert found.items() <= CONTENT.items()
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_flipped_byte_never_gives_another_picture_in_silence(tmp_path, name):
-    """Zip and gzip have checksums; a tar has them for its headers only."""
-    rng = random.Random(name)
-    path = pack(tmp_path / name, CONTENT)
-    data = path.read_bytes()
-    for _ in range(60):
-        bad = bytearray(data)
-        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-        path.write_bytes(bad)
-        for entry in open_archive(path):
-            try:
-                found = data_of(entry) if entry.fetch else b""
-            except InputError:
-                continue
-            if name.endswith("zip") and entry.fetch:
-                assert found in CONTENT.values()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=2000), st.sampled_from(["x.tar", "x.tgz", "x.zip"]), st.booleans())
-def test_garbage_is_one_entry(tmp_path_factory, data, name, magic):
-    path = tmp_path_factory.mktemp("garbage") / name
-    head = {"x.tar": b"", "x.tgz": b"\x1f\x8b\x08\0\0\0\0\0\0\3", "x.zip": b"PK\3\4"}[name]
-    path.write_bytes(head + data if magic else data + b"x")
-    (entry,) = open_archive(path)
-    assert entry.ref.id == name and entry.error is not None
-
-
-def test_huge_garbage_takes_no_time(tmp_path):
-    for name in ("x.tar", "x.zip", "x.tgz"):
-        path = tmp_path / name
-        with path.open("wb") as file:
-            file.write(b"not an archive" * 100)
-            file.truncate(1 << 40)  # a sparse file
-        (entry,) = open_archive(path)
-        assert reason(entry) == "unreadable"
-
-
-def test_members_beyond_the_limits(tmp_path):
-    for name in KINDS:
-        path = pack(tmp_path / name, {"big.png": bytes(2000), "ok.png": bytes(1000)})
-        big, ok = open_archive(path, limits=Limits(max_bytes=1500))
-        assert reason(big) == "too-large" and big.size == 2000 and ok.error is None
-
-
-def test_a_gzip_bomb_ends_the_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "FREE", 64 << 20)
-    info = tarfile.TarInfo("big.png")
-    info.size = 1 << 40
-    path = tmp_path / "x.tgz"
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    head = packer.compress(info.tobuf()) + packer.flush(zlib.Z_FULL_FLUSH)
-    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    path.write_bytes(head + block * 400)
-    big, container = open_archive(path)
-    assert reason(big) == reason(container) == "too-large"
-    assert "500 times" in str(container.error)
-
-
-def test_names_of_any_length_are_not_read_into_memory(tmp_path):
-    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-        info = tarfile.TarInfo("x")
-        info.type, info.size = kind, 1 << 40
-        (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
-        (entry,) = open_archive(tmp_path / "x.tar")
-        assert reason(entry) == "unreadable"
-
-
-def test_sparse_members_and_sizes_in_records(tmp_path):
-    path = tmp_path / "x.tar"
-    sparse = tarfile.TarInfo("sparse.png")
-    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
-    late = tarfile.TarInfo("late.png")
-    late.pax_headers = {"size": "3"}
-    bad = tarfile.TarInfo("bad.png")
-    bad.pax_headers = {"size": "-3"}
-    pax = tarfile.PAX_FORMAT
-    path.write_bytes(
-        sparse.tobuf() + bytes(512) + late.tobuf(pax) + b"abc" + bytes(509) + bad.tobuf(pax)
-    )
-    one, two, three = open_archive(path)
-    assert reason(one) == "unsupported" and reason(three) == "unreadable"
-    assert two.fetch is not None and two.fetch() == b"abc" and three.ref.id == "x.tar"
-
-
-@pytest.mark.parametrize("repeated", [1, 4])
-def test_names_of_many_members_are_not_held(repeated):
-    """Bytes that Python holds for each name; a dictionary of names takes more than 100."""
-    count = 25_000
-    with Names() as names:
-        names.distinct("first")
-        tracemalloc.start()
-        for number in range(count * repeated):
-            names.distinct(f"folder of the container/{number % count:012}.png")
-        held, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert held < 2 * count and peak < 4 * count
-
-
-def test_distinct_names():
-    names = Names()
-    given_names = ["a", "a#2", "a", "a", "b", "a#2"]
-    assert [names.distinct(n) for n in given_names] == ["a", "a#2", "a#2#2", "a#3", "b", "a#2#3"]
-
-
-def test_safe_and_harmless_names():
-    assert safe_name("./a//b/./c.png") == "a/b/c.png"
-    for name in ("", "/a", "../a", "a/..", "a\\..\\b", "C:a", "\\\\host\\a", "a\0b", "\\a"):
-        assert safe_name(name) == ""
-    assert harmless_name("../../a.png") == "%2e%2e/%2e%2e/a.png"
-
-
-@given(st.text(), st.text())
-def test_harmless_names_differ_and_stay_inside(one, other):
-    for name in (one, other):
-        parts = harmless_name(name).split("/")
-        assert ".." not in parts and "" not in parts and "\0" not in harmless_name(name)
-        assert not re.search(r"[\\:]", harmless_name(name))
-    assert (harmless_name(one) == harmless_name(other)) == (one == other)
-    assert members.is_hidden(".a") and members.is_hidden("a/.b/c") and not members.is_hidden("a.b")
-
-
-def test_bombs_in_the_corpus_are_bombs():
-    assert zlib.decompress(zeros(3, -zlib.MAX_WBITS), -zlib.MAX_WBITS) == bytes(3 << 20)

@@ -1,80 +1,24 @@
-"""Decode processes: the same pictures as in this process, whatever happens to them."""
+"""Decode processes give what this process gives, are shared by threads, and end with the pool."""
 
-import errno
+import gzip
 import hashlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-from bad_input import COLOUR, NOISE, deep, dicom, gzip, nifti, picture, volume
+from archives.decoding import LOSSLESS, PATIENCE, pids, reason, same, wait_until
+from archives.drawn import COLOUR, NOISE, deep, dicom, nifti, picture, volume
 
 from medclipsam.engine.archive import Decoders, Entry, Limits, decode, open_archive
-from medclipsam.engine.archive.decoders import pool as decoders
 from medclipsam.engine.archive.limits import refuse
 from medclipsam.engine.errors import BackendError, ConfigError, InputError
 from medclipsam.engine.types import ItemRef
-
-# The same program as the real one, but for what it does before it decodes.
-HOOKED = """
-import signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-import os, sys, time
-from medclipsam.engine.archive.decoders import worker
-real = worker.decode
-def hooked(*args):
-    with open({marker!r}, "a") as file:
-        file.write("x")
-    {action}
-    return real(*args)
-worker.decode = hooked
-worker.serve()
-"""
-PATIENCE = 240.0  # seconds for what takes a fraction of one: only what hangs reaches them
-LOSSLESS = Path(pydicom.__file__).parent / "data" / "test_files" / "SC_rgb_jpeg_gdcm.dcm"
-
-
-@pytest.fixture
-def item(tmp_path):
-    path = tmp_path / "x.png"
-    path.write_bytes(picture(NOISE))
-    return Entry(ItemRef("x.png"), files=(path,))
-
-
-def marker_of(folder: Path) -> str:
-    """Where a hooked process leaves a letter for each item."""
-    return str(folder / "marker")
-
-
-@pytest.fixture
-def hook(tmp_path, monkeypatch):
-    """Makes every decode process run a line of Python before each item."""
-    marker = Path(marker_of(tmp_path))
-
-    def install(action: str) -> Path:
-        program = HOOKED.format(marker=str(marker), action=action)
-        monkeypatch.setattr(decoders, "PROGRAM", program)
-        return marker
-
-    return install
-
-
-def reason(pool: Decoders, entry: Entry) -> str:
-    with pytest.raises(InputError) as caught:
-        pool.decode(entry)
-    assert caught.value.stage == "read_image"
-    return caught.value.reason
-
-
-def pids(pool: Decoders) -> list[int]:
-    return [process._child.pid for process in pool._all if process._child is not None]
 
 
 def alive(pid: int) -> bool:
@@ -84,13 +28,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition) -> bool:
-    end = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(condition())
-
-
 def samples() -> dict[str, bytes]:
     return {
         "grey.png": picture(NOISE),
@@ -98,17 +35,6 @@ def samples() -> dict[str, bytes]:
         "frames.dcm": dicom(np.stack([deep(), deep().T])),
         "volume.nii.gz": gzip.compress(nifti(volume())),
     }
-
-
-def same(one, other) -> None:
-    np.testing.assert_array_equal(one.frames, other.frames)
-    assert one.frames.dtype == np.uint8
-    assert one.frames.strides[-1] == other.frames.strides[-1], "grey stays one byte a pixel"
-    assert one.frames.flags.writeable == other.frames.flags.writeable
-    assert (one.digest, one.sources) == (other.digest, other.sources)
-    facts, others = vars(one.grid).copy(), vars(other.grid).copy()
-    np.testing.assert_array_equal(facts.pop("affine"), others.pop("affine"))
-    assert facts == others
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -182,93 +108,6 @@ def test_processes_start_with_the_first_item_and_are_kept(item):
         assert pids(pool) == [pid]
 
 
-def test_a_process_that_is_killed_costs_nothing(item, hook, tmp_path):
-    marker = hook(f"if os.path.getsize({marker_of(tmp_path)!r}) == 1: time.sleep(3600)")
-    with Decoders(1) as pool, ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(pool.decode, item)
-        assert wait_until(lambda: marker.exists() and marker.stat().st_size)
-        (pid,) = pids(pool)
-        os.kill(pid, signal.SIGKILL)
-        same(waiting.result(PATIENCE), decode(item.files))
-        assert marker.read_text() == "xx" and pids(pool) != [pid]
-
-
-def test_an_idle_process_that_is_killed_costs_nothing(item):
-    with Decoders(1) as pool:
-        first = pool.decode(item)
-        os.kill(pids(pool)[0], signal.SIGKILL)
-        same(pool.decode(item), first)
-
-
-def test_an_item_that_ends_every_process(item, hook):
-    marker = hook("os.abort()")
-    with Decoders(1) as pool:
-        assert reason(pool, item) == "crashed"
-        assert marker.read_text() == "xxx"
-        assert reason(pool, item) == "crashed", "the pool goes on"
-
-
-def test_an_item_that_never_ends(item, hook):
-    marker = hook("time.sleep(3600)")
-    with Decoders(1, Limits(max_seconds=0.3)) as pool:
-        started = time.monotonic()
-        assert reason(pool, item) == "timeout"
-        assert time.monotonic() - started < PATIENCE
-        assert marker.read_text() == "x", "a timeout is not tried again"
-
-
-def test_a_loop_that_nobody_waits_for_ends_by_its_alarm(item, hook, monkeypatch):
-    """In C code that holds the interpreter, with its parent gone."""
-    hook("worker.signal.setitimer(worker.signal.ITIMER_REAL, 0.3); (10**8)**(10**8)")
-    with Decoders(1) as pool:
-        assert reason(pool, item) == "crashed"
-
-
-def test_memory_is_capped(item, hook):
-    hook("import numpy; numpy.empty(1 << 40, 'u1')")
-    with Decoders(1, Limits(max_memory=4 << 30)) as pool:
-        with pytest.raises(InputError, match="max_memory") as caught:
-            pool.decode(item)
-        assert caught.value.reason == "too-large" and pids(pool)
-
-
-def test_a_bug_in_a_decoder_costs_one_item(item, hook):
-    hook("raise KeyError('Secret^Patient')")
-    with Decoders(1) as pool, pytest.raises(InputError, match="KeyError") as caught:
-        pool.decode(item)
-    assert caught.value.reason == "failed" and "Secret" not in str(caught.value)
-
-
-def test_a_process_that_cannot_start(item, monkeypatch):
-    monkeypatch.setattr(decoders, "PROGRAM", "raise SystemExit(1)")
-    with Decoders(1) as pool:
-        for _ in range(2):
-            with pytest.raises(BackendError, match="cannot start"):
-                pool.decode(item)
-        assert not pids(pool)
-
-
-@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN, errno.EMFILE])
-def test_a_machine_without_room_for_a_process_is_no_fault_of_an_item(item, monkeypatch, number):
-    def popen(*args, **more):
-        raise OSError(number, os.strerror(number))
-
-    with Decoders(1) as pool:
-        with monkeypatch.context() as patch:
-            patch.setattr(decoders.subprocess, "Popen", popen)
-            with pytest.raises(BackendError, match=r"start a decode process .*same command"):
-                pool.decode(item)
-        pool.decode(item)
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENOTCONN])
-def test_storage_that_does_not_answer_is_no_fault_of_an_item(item, hook, number):
-    """Also where it is a decode process that opens the file."""
-    hook(f"os.open = lambda *_, **__: (_ for _ in ()).throw(OSError({number}, 'away'))")
-    with Decoders(1) as pool, pytest.raises(BackendError, match="cannot read the archive"):
-        pool.decode(item)
-
-
 def test_close_leaves_nothing_behind(item):
     pool = Decoders(2)
     with ThreadPoolExecutor(2) as threads:
@@ -330,29 +169,3 @@ def test_what_is_loaded_in_them(item, hook, tmp_path):
         pool.decode(item)
     loaded = {name.split(".")[0] for name in found.read_text().split()}
     assert "numpy" in loaded and not loaded & {"torch", "cv2", "gdcm", "pyarrow", "fsspec"}
-
-
-def test_files_that_vanish_or_shrink(tmp_path, item):
-    (path,) = item.files
-    data = path.read_bytes()
-    stop = threading.Event()
-
-    def disturb() -> None:
-        while not stop.is_set():
-            path.write_bytes(data[:100])
-            path.unlink()
-            path.write_bytes(data)
-            time.sleep(0.002)
-
-    with Decoders(1) as pool, ThreadPoolExecutor(1) as threads:
-        expected = pool.decode(item)
-        threads.submit(disturb)
-        reasons = set()
-        for _ in range(200):
-            try:
-                same(pool.decode(item), expected)
-                reasons.add("")
-            except InputError as error:
-                reasons.add(error.reason)
-        stop.set()
-    assert reasons <= {"", "vanished", "truncated", "empty", "unreadable"} and len(reasons) > 1

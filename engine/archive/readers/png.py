@@ -1,7 +1,8 @@
-"""PNG: its chunks are checked here, its pixels decoded by Pillow, at their full depth.
+"""PNG: its chunks are checked here, its pixels decoded at their full depth.
 
-Pillow gets the chunks that pixels need and no other. So no text is inflated, and a chunk
-that only adds remarks (gamma, colour profile, dates) costs nothing where it is damaged.
+Pillow reads up to 8 bits, imagecodecs 16. They get the chunks that pixels need and no
+other. So no text is inflated, and a chunk that only adds remarks (gamma, colour profile,
+dates) costs nothing where it is damaged.
 """
 
 from __future__ import annotations
@@ -72,16 +73,20 @@ class Chunks:
 
 
 def read_png(data: bytes, limits: Limits) -> Page:
-    """The page of a PNG; Pillow's own reader would cut 16-bit colour to its upper bytes.
+    """The page of a PNG; Pillow would cut 16-bit colour to its upper bytes.
 
     Raises:
         InputError: the file is damaged, too large or of an extended kind.
-        Exception: whatever Pillow raises on damaged pixels.
+        Exception: whatever Pillow and imagecodecs raise on damaged pixels.
     """
     chunks = _read_chunks(data)
     header = chunks.header
     limits.check_pixels(1, header.height, header.width)
-    values, palette = _decode(chunks)
+    try:
+        values, palette = _decode(chunks)
+    except Exception:
+        _check_length(chunks)
+        raise
     if header.interlaced or not values[-1].any():  # rows that Pillow has not got stay 0
         _check_length(chunks)
     alpha = None
@@ -132,19 +137,11 @@ def _read_header(content: bytes) -> Header:
 def _decode(chunks: Chunks) -> tuple[np.ndarray, np.ndarray | None]:
     """Values (H, W) or (H, W, C) at full depth, and the palette (256, 3) of indices."""
     header = chunks.header
-    if header.depth == 16 and header.colour in (RGB, RGB_ALPHA):
-        # Pillow unpacks either byte of each sample: the "little-endian" one is the lower.
-        mode = "RGB" if header.colour == RGB else "RGBA"
-        upper, lower = (_pixels(chunks.needed, f"{mode};16{end}") for end in "BL")
-        return upper.astype(np.uint16) << 8 | lower, None
-    if header.depth == 16 and header.colour == GREY_ALPHA:
-        # Its rows are those of 8-bit RGBA, byte for byte.
-        eight = struct.pack(">2B", 8, RGB_ALPHA)
-        relabelled = bytearray(chunks.needed)
-        relabelled[24:26] = eight
-        relabelled[29:33] = zlib.crc32(relabelled[12:29]).to_bytes(4, "big")
-        return _pixels(bytes(relabelled)).view(">u2").astype(np.uint16), None
-    with _open(chunks.needed) as picture:
+    if header.depth == 16:
+        import imagecodecs
+
+        return imagecodecs.png_decode(chunks.needed), None
+    with PngImagePlugin.PngImageFile(io.BytesIO(chunks.needed)) as picture:
         picture.load()
         palette = None
         if picture.mode == "P":
@@ -153,8 +150,7 @@ def _decode(chunks: Chunks) -> tuple[np.ndarray, np.ndarray | None]:
             palette[: len(colours) // 3] = colours.reshape(-1, 3)
         if picture.mode == "1":
             return np.array(picture.convert("L")), None
-        values = np.array(picture)
-        return values.astype(values.dtype.newbyteorder("="), copy=False), palette
+        return np.array(picture), palette
 
 
 def _check_length(chunks: Chunks) -> None:
@@ -169,18 +165,6 @@ def _check_length(chunks: Chunks) -> None:
         at += 12 + length
     if left > 0:
         raise refuse("truncated", f"expected {left} more bytes of PNG pixels, got their end")
-
-
-def _open(data: bytes) -> PngImagePlugin.PngImageFile:
-    return PngImagePlugin.PngImageFile(io.BytesIO(data))
-
-
-def _pixels(data: bytes, unpacker: str = "") -> np.ndarray:
-    with _open(data) as picture:
-        if unpacker:
-            picture.tile = [tile._replace(args=unpacker) for tile in picture.tile]
-        picture.load()
-        return np.array(picture)
 
 
 def _keyed(values: np.ndarray, header: Header, key: bytes) -> np.ndarray | None:

@@ -33,13 +33,13 @@ def demo(out: Path, per_modality: int, **options: Any) -> None:
     from rich.console import Console
 
     from medclipsam.engine.archive import open_archive
-    from medclipsam.engine.cli.run import Progress
     from medclipsam.engine.evaluation.evaluate import evaluate
     from medclipsam.engine.evaluation.table import to_json, to_table
     from medclipsam.engine.prompts import read_prompt_table
     from medclipsam.engine.report.report import write_report
     from medclipsam.engine.run.folder import LEDGER, identify
     from medclipsam.engine.run.ledger import Ledger
+    from medclipsam.engine.run.progress import Progress
     from medclipsam.engine.run.runner import describe_run, run
     from medclipsam.train.phantoms.archive import write_phantom_archive
 

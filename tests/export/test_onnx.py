@@ -96,7 +96,7 @@ def test_windows_that_pad_are_exported(tmp_path):
     assert_close(run_plain(path, spec, inputs), torch_outputs(spec, inputs), SAME)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["text", "features", "score"])
 def test_full_size_biomedclip(name, tmp_path):
     from medclipsam.benchmarks.export import random_bundle, random_inputs

@@ -66,7 +66,7 @@ def test_sam_decoder_of_full_size():
     assert_supported(build_model(with_sam(config), "sam_decoder"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["text", "features", "score"])
 def test_biomedclip_of_full_size(name):
     from medclipsam.benchmarks.export import random_bundle

@@ -144,7 +144,7 @@ def test_synthetic_images_are_varied_and_the_same_every_time():
     assert all(np.array_equal(a, b) for a, b in zip(drawn, draw_scans(6), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_the_command_in_lower_precision(precision, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDCLIPSAM_HOME", str(tmp_path))

@@ -12,7 +12,7 @@ from medclipsam.engine.home import home
 from medclipsam.engine.weights.bundle import open_bundle
 from medclipsam.export import parity, tensorrt_publish
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_phantom_archive_is_the_same_every_time(tmp_path):
             assert (first.archive / name).read_bytes() == (second.archive / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demo_ends_with_figures_and_a_report(tmp_path):
     out = tmp_path / "demo"
     words = ["demo", "-o", str(out), "--per-modality", "4", "--device", "cpu"]

@@ -76,9 +76,16 @@ def test_small_colour_is_no_worse_than_pydensecrf(shape, ratio, iterations):
     assert np.mean(ours) <= ratio * np.mean(theirs) + ROUNDING
 
 
-@pytest.mark.parametrize("iterations", [1, 5])
-@pytest.mark.parametrize("shape", [(128, 128), (211, 160)])
 @pytest.mark.parametrize("name", ["grey smooth", "grey speckled"])
+@pytest.mark.parametrize(
+    ("shape", "iterations"),
+    [
+        ((128, 128), 1),
+        pytest.param((128, 128), 5, marks=pytest.mark.long),
+        pytest.param((211, 160), 1, marks=pytest.mark.long),
+        pytest.param((211, 160), 5, marks=pytest.mark.long),
+    ],
+)
 def test_grey_error_is_a_fifth_of_pydensecrfs(name, shape, iterations):
     rgb, p = scan(name, shape)
     config = CrfConfig(iterations=iterations)
@@ -89,6 +96,7 @@ def test_grey_error_is_a_fifth_of_pydensecrfs(name, shape, iterations):
     assert most <= THREE_TIMES * their_most
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("name", ["colour natural", "colour noise"])
 def test_colour_error_is_no_larger_than_pydensecrfs(name, iterations):

@@ -270,7 +270,7 @@ def test_what_a_backend_cannot_run_is_left_out_and_named(folder, exported_phanto
     assert sum(name.startswith("layer block=") for name in tuner.left_out) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_settings_that_run_takes(folder, tmp_path):
     out = tmp_path / "tuned.toml"
     arguments = ["tune", str(folder / "images"), str(folder / "truth"), "--threads", "1"]

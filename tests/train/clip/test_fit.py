@@ -319,7 +319,7 @@ def test_without_validation_the_last_weights_are_kept(tiny_bundle_folder, table,
     assert_equal(weights(made), seen[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_trains_as_one_process_does(whole, tiny_bundle_folder, table, tmp_path):
     words = command(table, tmp_path / "t", tiny_bundle_folder, "--augmentation", "none")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

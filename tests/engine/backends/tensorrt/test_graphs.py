@@ -117,7 +117,7 @@ def test_a_failing_execution_says_why(trt11, bundle):
 FLIPPED = 0.005  # part of a mask's pixels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32"])
 def test_the_pipeline_on_plans_of_a_real_bundle(trt11, tiny_bundle, tmp_path, precision):
     written = [

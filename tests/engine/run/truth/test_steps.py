@@ -161,7 +161,9 @@ DEVICE_STEPS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["illegal access", "unknown"])
+@pytest.mark.parametrize(
+    "kind", ["illegal access", pytest.param("unknown", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize(
     ("where", "name", "stage"), DEVICE_STEPS, ids=[f"{s[2]}-{s[1]}" for s in DEVICE_STEPS]
 )

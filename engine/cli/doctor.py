@@ -20,7 +20,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from medclipsam.engine.cli.samples import DECODERS, compare
+from medclipsam.engine.cli.samples import compare, decoder_checks
 
 State = Literal["ok", "absent", "broken"]
 REINSTALL = "reinstall it in this environment: pip install --force-reinstall {}"
@@ -59,7 +59,7 @@ def examine() -> list[Check]:
         _try("open_clip", _module("open_clip", "open_clip_torch"), REINSTALL.format("open_clip")),
         _try("transformers", _module("transformers"), REINSTALL.format("transformers")),
         _try("sam", _module("segment_anything"), REINSTALL.format("segment-anything torchvision")),
-        *(_try(f"decode {n}", f, REINSTALL.format(p)) for n, f, p in DECODERS),
+        *(_try(f"decode {n}", f, REINSTALL.format(p)) for n, f, p in decoder_checks()),
         _try("parquet", _parquet, REINSTALL.format("pyarrow")),
         _optional("pydensecrf", "pydensecrf.densecrf", "pip install 'medclipsam[reference]'"),
         *(_optional(f"onnx on {name}", _onnx(name), ONNX) for name in ("cpu", "cuda", "tensorrt")),

@@ -3,14 +3,13 @@
 Refuses to know what follows from a decision.
 """
 
-import csv
 import json
-from collections.abc import Container, Iterable, Iterator
-from itertools import islice
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medclipsam.engine.errors import ConfigError
+from medclipsam.engine.tables import read_table
 
 Decision = Literal["accept", "reject", "unsure"]
 Key = tuple[str, str]
@@ -54,12 +53,15 @@ def read_review(path: Path, known: Container[Key] | None = None) -> dict[Key, De
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(what the row is called, the row), one by one."""
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".csv"):
+    if suffix == ".csv":
+        table = read_table(path, columns=COLUMNS)
+        rows = zip(*(table[name] for name in COLUMNS), strict=True)
+        return ((f"row {k}", dict(zip(COLUMNS, row, strict=True))) for k, row in enumerate(rows, 1))
+    if suffix != ".json":
         raise ConfigError(f"expected a review as .json or .csv, got {path}")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _json_rows(path, file.read()) if suffix == ".json" else _csv_rows(path, file)
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        return _json_rows(path, path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read the review {path}: {exc}") from exc
 
 
@@ -75,26 +77,6 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         f'expected {path} to hold {{"medclipsam_review": {VERSION}, "decisions": […]}}; '
         "save the review again from the report"
     )
-
-
-def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    table = csv.reader(lines, strict=True)
-    header = [name.strip() for name in next(table, [])]
-    for name in COLUMNS:
-        if header.count(name) != 1:
-            raise ConfigError(
-                f"{path} needs the columns {', '.join(COLUMNS)}, each once; it has "
-                f"{', '.join(islice(header, 20)) or 'none'}"
-            )
-    for number, cells in enumerate(table, start=2):
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise ConfigError(
-                f"{path}, row {number}: expected {len(header)} cells, got {len(cells)}; "
-                "quote cells that hold a comma"
-            )
-        yield f"row {number}", dict(zip(header, cells, strict=True))
 
 
 def _check_row(place: str, row: Any) -> tuple[Key, Decision]:

@@ -55,7 +55,7 @@ def test_a_row_may_repeat_but_not_contradict(review):
     other = ROWS[0] | {"decision": "reject"}
     with pytest.raises(ConfigError, match=r"decision 4: reject.* but decision 1 says accept"):
         review(as_json([*ROWS, other]))
-    with pytest.raises(ConfigError, match=r"row 5: reject.* but row 2 says accept"):
+    with pytest.raises(ConfigError, match=r"row 4: reject.* but row 1 says accept"):
         review(as_csv([*ROWS, other]), "r.csv")
 
 
@@ -104,12 +104,12 @@ def test_other_json_is_refused(review, text):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "needs the columns item, label, decision"),
-        ("item,label\na,m\n", "needs the columns item, label, decision"),
-        ("item,label,decision,item\na,m,accept,b\n", "each once"),
-        ("item,label,decision\na,m\n", "row 2: expected 3 cells, got 2"),
-        ("item,label,decision\na,b.png,m,accept\n", "row 2: expected 3 cells, got 4"),
-        ("item,label,decision\na,m,\n", "row 2: expected a text as decision"),
+        ("", "must name its columns"),
+        ("item,label\na,m\n", "no column 'decision'"),
+        ("item,label,decision,item\na,m,accept,b\n", "must name its columns"),
+        ("item,label,decision\na,m\n", "row 1: expected 3 cells, got 2"),
+        ("item,label,decision\na,b.png,m,accept\n", "row 1: expected 3 cells, got 4"),
+        ("item,label,decision\na,m,\n", "row 1: expected a text as decision"),
         ('item,label,decision\n"a,m,accept\n', "cannot be read|cannot read"),
         (b"item,label,decision\n\xff,m,accept\n", "cannot read"),
     ],

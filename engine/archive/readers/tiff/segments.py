@@ -75,11 +75,10 @@ def check_kind(page: TiffPage) -> None:
     kind = "" if page.dtype is None else page.dtype.kind
     three = bits == 24 and (kind == "f" or page.parent.byteorder == ">")
     if kind not in ("b", "u", "i", "f") or three or bits not in PICTURES.get(codec, (bits,)):
-        name = getattr(page.sampleformat, "name", "of unknown kind")
         raise refuse(
             "unsupported",
-            f"expected TIFF samples of a usual depth, got {bits} bits, {name}"
-            + (" as JPEG" if codec == JPEG else ""),
+            f"expected TIFF samples of a usual depth, got {bits} bits of sample format "
+            f"{page.sampleformat}" + (" as JPEG" if codec == JPEG else ""),
         )
     samples = page.shaped[-1]  # in each pixel of a plane
     if codec in PICTURES and samples not in ((1,) if codec in FAX else (1, 3)):

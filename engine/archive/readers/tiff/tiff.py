@@ -34,6 +34,8 @@ WIDTH, LENGTH, PHOTOMETRIC, STK_PLANES = 256, 257, 262, 33629  # tags
 # Those that pixels depend on; where one leads out of the file, tifffile goes on without it.
 DECISIVE = {254, 255, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 292, 293, 317}
 DECISIVE |= {320, 322, 323, 324, 325, 332, 338, 339, 347, 530, 32997, 32998, 33629}
+# Programs whose files tifffile pages in other ways than by the chain of directories.
+CHAINED: dict[str, Any] = {"is_lsm": False, "is_ndpi": False, "is_scanimage": False}
 REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType
 NOWHERE = logging.NullHandler()
 OME_SIZES = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
@@ -51,10 +53,8 @@ def read_tiff(data: bytes, limits: Limits) -> list[Page]:
     remarks = logging.getLogger("tifffile")  # they may quote the file; what matters is refused here
     remarks.addHandler(NOWHERE)
     remarks.propagate = False
-    # No program gets what is special to it: pages are those of the chain.
-    plain: dict[str, Any] = {f"is_{kind}": False for kind in tifffile.TIFF.FILE_FLAGS}
     try:
-        with tifffile.TiffFile(io.BytesIO(data), **plain) as file:
+        with tifffile.TiffFile(io.BytesIO(data), **CHAINED) as file:
             stored = _read_directories(file, data)
             stack = _find_segments(stored, len(data), limits)
             return [

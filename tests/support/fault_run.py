@@ -6,13 +6,13 @@ Says as JSON how many calls were failed and what was wrong. One process for all,
 opening an engine takes seconds.
 """
 
-import contextlib
 import ctypes
 import json
 import sys
 from pathlib import Path
 
 import torch
+from running.kept import keeping
 
 from medclipsam.engine.archive import Decoders, Limits
 from medclipsam.engine.engine import Engine
@@ -23,16 +23,6 @@ from medclipsam.engine.run.runner import RunOptions
 
 PROMPTS = {"mass": "a mass"}
 MOST = 2000  # calls of one run; there are some hundred
-
-
-class Kept:
-    """Decoders that outlive a run which was stopped: starting one takes half a second."""
-
-    def __init__(self, decoders):
-        self.decode = decoders.decode
-
-    def close(self):
-        pass
 
 
 def state(out):
@@ -69,7 +59,7 @@ def main(bundle, archive, folder, number, forever, every):
     torch.set_num_threads(1)
     engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
     decoders = Decoders(1, Limits())
-    streaming.Decoders = lambda *_: contextlib.nullcontext(Kept(decoders))
+    streaming.Decoders = keeping(decoders)
     options = RunOptions(outputs=("labelmap",))
     root = Path(folder)
 

@@ -4,6 +4,7 @@ import cv2
 import pytest
 import torch
 from running.attempts import attempt, equal, events, items, rows
+from running.kept import keeping
 
 from medclipsam.engine import boxes, pipeline
 from medclipsam.engine.archive import Decoders
@@ -56,12 +57,23 @@ NAMES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def decoders():
+    with Decoders(2) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def kept_decoders(decoders, monkeypatch):
+    monkeypatch.setattr(streaming, "Decoders", keeping(decoders))
+
+
 @pytest.mark.parametrize(("where", "name", "stage"), STEPS, ids=NAMES)
 def test_a_step_that_raises_for_good_ends_the_run(
     engine, archive, whole, tmp_path, monkeypatch, where, name, stage
 ):
     """No step may hang the run or lose a row, and the same command mends it."""
-    out = tmp_path / "run"
+    out, real = tmp_path / "run", getattr(where, name)
 
     def broken(*args, **more):
         raise ZeroDivisionError("broken for good")
@@ -73,7 +85,7 @@ def test_a_step_that_raises_for_good_ends_the_run(
         assert f"{LIMIT} items in a row failed in {stage} " in str(caught.value)
         assert not items(out)
     assert not (out / "_SUCCESS").exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(where, name, real)
     attempt(engine, archive, out)
     equal(out, whole)
 
@@ -189,7 +201,7 @@ def test_a_device_that_breaks_for_good_stops_the_run(
     assert not [row for row in done if row.status == "quarantined"]
     assert all(row in rows(whole) for row in done)
     assert not (out / "_SUCCESS").exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(where, name, real)
     attempt(engine, archive, out)
     equal(out, whole)
 

@@ -65,7 +65,7 @@ def exported_phantom(tmp_path_factory):
     os.environ["MEDCLIPSAM_HOME"] = str(folder / "home")  # where the report goes
     try:
         return export_onnx(
-            open_bundle("phantom"), "fp32", folder / "phantom", draw_scans(2), Prompts(WORDS), CPU,
+            open_bundle("phantom"), "fp32", folder / "phantom", draw_scans(1), Prompts(WORDS), CPU,
             log=lambda line: None,
         )  # fmt: skip
     finally:

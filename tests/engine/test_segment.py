@@ -79,7 +79,7 @@ def assert_same_logits(segmenter, rgb, boxes, logits):
     assert found.shape == logits.shape and np.abs(found.numpy() - logits).max() <= LOGITS
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long), 5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_predictor(bundle, shape, count):
     rgb, boxes = picture(shape), boxes_in(shape, count)

@@ -53,14 +53,23 @@ def test_graphs_of_the_phantom_bundle(name, precision):
     assert_supported(model_of(name, precision))
 
 
-@pytest.mark.parametrize("preset", ["vit_b", "vit_l", "vit_h", "medsam"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("preset", "precision"),
+    [("vit_b", "fp32")]
+    + [
+        pytest.param(preset, precision, marks=pytest.mark.long)
+        for preset in ("vit_b", "vit_l", "vit_h", "medsam")
+        for precision in PRECISIONS
+        if (preset, precision) != ("vit_b", "fp32")
+    ],
+)
 def test_sam_encoders_of_full_size(preset, precision):
     """Full width, image and windows; two blocks, one of each kind, since all are alike."""
     config = dataclasses.replace(SAM_PRESETS[preset], encoder_depth=2, global_blocks=(1,))
     assert_supported(build_model(with_sam(config), "sam_encoder", precision))
 
 
+@pytest.mark.long
 def test_sam_decoder_of_full_size():
     config = dataclasses.replace(SAM_PRESETS["vit_b"], encoder_depth=1)
     assert_supported(build_model(with_sam(config), "sam_decoder"))

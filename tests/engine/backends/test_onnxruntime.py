@@ -130,7 +130,7 @@ def scans(count):
         yield rgb, {target: TEXTS[target] for target in TARGETS[modality]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_masks_are_those_of_torch_through_the_whole_pipeline(engines):
     found = []
     for rgb, wanted in scans(24):

@@ -29,6 +29,7 @@ from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast
 
 
+@pytest.mark.long
 def test_with_the_encoder_all_of_sam_learns(padded, tmp_path):
     sam = tiny_sam()
     before = weights(sam)
@@ -60,6 +61,7 @@ def test_accumulated_batches_are_one_batch(drawn, tmp_path):
     assert worst < 0.05 * SHORT.learning_rate  # Adam's first step is the rate whatever the size
 
 
+@pytest.mark.long
 def test_recomputing_blocks_changes_no_bit_and_leaves_no_trace(padded, tmp_path):
     sams = [tiny_sam(), tiny_sam()]
     for sam, recompute in zip(sams, (False, True), strict=True):
@@ -104,7 +106,9 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(sam_fitting.Fitting, "step", stopping)
 
 
-@pytest.mark.parametrize("training", [SHORT, ALL, replace(SHORT, val_share=0.0)])
+@pytest.mark.parametrize(
+    "training", [SHORT, replace(SHORT, val_share=0.0), pytest.param(ALL, marks=pytest.mark.long)]
+)
 def test_a_resumed_training_ends_in_the_same_bits(padded, tmp_path, monkeypatch, training):
     whole = tiny_sam()
     history = train_sam(whole, padded, training, tmp_path / "whole", log=quiet)
@@ -199,6 +203,7 @@ def test_a_judgement_is_the_dsc_of_each_mask(drawn):
     assert found.validate(1).jittered == judged.jittered
 
 
+@pytest.mark.slow
 def test_dsc_rises_within_a_few_steps(tmp_path):
     """The phantom bundle's encoder with a decoder that knows nothing."""
     bundle = open_bundle("phantom")

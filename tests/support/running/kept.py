@@ -2,6 +2,8 @@
 
 import contextlib
 
+from medclipsam.engine.archive import Decoders, Limits
+
 
 class Kept:
     """Stands in for the decoders of a run, which closes them when it stops."""
@@ -17,5 +19,11 @@ class Kept:
 
 
 def keeping(decoders):
-    """In the place of ``streaming.Decoders``: every run gets ``decoders``."""
-    return lambda *_: contextlib.nullcontext(Kept(decoders))
+    """In the place of ``streaming.Decoders``: every run of usual limits gets ``decoders``."""
+
+    def open_decoders(count, limits=None):
+        if limits in (None, Limits()):
+            return contextlib.nullcontext(Kept(decoders))
+        return Decoders(count, limits)
+
+    return open_decoders

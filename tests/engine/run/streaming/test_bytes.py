@@ -59,6 +59,7 @@ def test_the_plain_loop_gives_the_same_masks(engine, archive, whole):
                         np.testing.assert_array_equal(mask[n], expected)
 
 
+@pytest.mark.own_decoders
 def test_a_decode_process_may_die_at_any_time(engine, archive, whole, tmp_path):
     """Killed over and over from outside, the run still gives the same bytes."""
     stop, killed, runs = threading.Event(), Counter(), []
@@ -96,7 +97,7 @@ def decode_processes():
             command = (path.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == me and b"archive.worker" in command:
+        if parent == me and b"decoders.worker" in command:
             yield int(path.parent.name)
 
 

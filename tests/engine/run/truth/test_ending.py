@@ -17,6 +17,7 @@ from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.meter import Meter, Trace
 
 
+@pytest.mark.own_decoders
 def test_the_first_wish_to_stop_ends_a_waiting_run(engine, archive, tmp_path, monkeypatch):
     """Reads that hang, and a listing that hangs: neither keeps a stopped run."""
     go, stop, started = Event(), Event(), Event()

@@ -4,7 +4,6 @@ import cv2
 import pytest
 import torch
 from running.attempts import attempt, equal, events, items, rows
-from running.kept import keeping
 
 from medclipsam.engine import boxes, pipeline
 from medclipsam.engine.archive import Decoders
@@ -55,17 +54,6 @@ STEPS = [
 NAMES = [
     f"{getattr(where, '__name__', where)}.{name}".split("engine.")[-1] for where, name, _ in STEPS
 ]
-
-
-@pytest.fixture(scope="module")
-def decoders():
-    with Decoders(2) as pool:
-        yield pool
-
-
-@pytest.fixture(autouse=True)
-def kept_decoders(decoders, monkeypatch):
-    monkeypatch.setattr(streaming, "Decoders", keeping(decoders))
 
 
 @pytest.mark.parametrize(("where", "name", "stage"), STEPS, ids=NAMES)

@@ -40,4 +40,4 @@ def test_killed_and_resumed_equals_uninterrupted(archive, tiny_bundle_folder, tm
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["wrong"] == [] and found["killed"] == KILLS
-    assert found["runs"] >= 3
+    assert found["runs"] >= KILLS / 4  # a run is killed four times at most

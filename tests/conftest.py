@@ -6,6 +6,7 @@ import cv2
 import numba
 import pytest
 import torch
+from filelock import FileLock
 from models import CPU, pictures, spread_clip, spread_sam
 from safetensors.torch import save_file
 
@@ -54,21 +55,23 @@ def tiny_encoder(tiny_bundle):
 
 @pytest.fixture(scope="session")
 def exported_phantom(tmp_path_factory):
-    """A copy of the phantom bundle with its ONNX export in fp32."""
+    """A copy of the phantom bundle with its ONNX export in fp32, once for all test processes."""
     pytest.importorskip("onnxscript")
-    from medclipsam.export.publish import export_onnx
+    from exporting import model_of, phantom
+
+    from medclipsam.export import publish
     from medclipsam.export.scans import PROMPTS as WORDS
     from medclipsam.export.scans import draw_scans
 
-    folder = tmp_path_factory.mktemp("exported")
-    before = os.environ.get("MEDCLIPSAM_HOME")
-    os.environ["MEDCLIPSAM_HOME"] = str(folder / "home")  # where the report goes
-    try:
-        return export_onnx(
-            open_bundle("phantom"), "fp32", folder / "phantom", draw_scans(1), Prompts(WORDS), CPU,
-            log=lambda line: None,
-        )  # fmt: skip
-    finally:
-        os.environ.pop("MEDCLIPSAM_HOME")
-        if before is not None:
-            os.environ["MEDCLIPSAM_HOME"] = before
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "exported" / "phantom"
+    with FileLock(root / "exported.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            patch.setenv("MEDCLIPSAM_HOME", str(root / "home"))  # where the report goes
+            patch.setattr(publish, "build_model", lambda _, *graph: model_of(*graph))
+            publish.export_onnx(
+                phantom(), "fp32", folder, draw_scans(1), Prompts(WORDS), CPU,
+                log=lambda line: None,
+            )  # fmt: skip
+    return open_bundle(str(folder))

@@ -68,6 +68,8 @@ def test_the_entry_says_what_was_exported(exported_phantom):
 def test_a_wrong_graph_is_refused_by_name_and_layer(exported, monkeypatch, tmp_path):
     before = content(exported.folder)
     weight = "model.visual.trunk.blocks.2.mlp.fc1.bias"
+    monkeypatch.setattr(publish, "GRAPHS", ("score",))
+    monkeypatch.setattr("medclipsam.export.parity.GRAPHS", ("score",))
     monkeypatch.setattr(publish, "build_model", break_layer(weight, 4))
     with pytest.raises(BackendError, match="not published") as caught:
         export_onnx(exported, "fp32", exported.folder, draw_scans(1), WORDS, CPU, lambda line: None)

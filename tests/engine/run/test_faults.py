@@ -16,7 +16,7 @@ import pytest
 SUPPORT = Path(__file__).parents[2] / "support"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 LEAST = 60  # calls; a run of two items makes more, else the interception does not work
-EVERY = os.environ.get("FAULTS", "17")  # so many calls apart; 1, all of them, in make test-all
+EVERY = os.environ.get("FAULTS", "29")  # so many calls apart; 1, all of them, in make test-all
 
 
 @pytest.fixture(scope="module")

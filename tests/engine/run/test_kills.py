@@ -12,7 +12,7 @@ import pytest
 from medclipsam.train.phantoms.phantoms import make_phantom
 
 SUPPORT = Path(__file__).parents[2] / "support"
-KILLS = int(os.environ.get("KILLS", "12"))  # 200 in make test-all
+KILLS = int(os.environ.get("KILLS", "8"))  # 200 in make test-all
 
 
 @pytest.fixture

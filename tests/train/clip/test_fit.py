@@ -226,6 +226,7 @@ def test_low_rank_is_nothing_at_first():
     assert torch.equal(layer(x), expected)
 
 
+@pytest.mark.long
 def test_training_learns(tiny_bundle_folder):
     """Which modality is told within a hundred steps: of 11 others a third is of one's own."""
     drawn = [make_phantom(seed, size=(96, 96)) for seed in range(48)]

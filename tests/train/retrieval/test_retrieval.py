@@ -290,6 +290,7 @@ print(1024 * int(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status")
 """
 
 
+@pytest.mark.long
 def test_twenty_thousand_pairs_stay_in_memory():
     done = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True, check=True)
     shares, peak = done.stdout.splitlines()

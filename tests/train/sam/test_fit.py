@@ -203,7 +203,7 @@ def test_a_judgement_is_the_dsc_of_each_mask(drawn):
     assert found.validate(1).jittered == judged.jittered
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dsc_rises_within_a_few_steps(tmp_path):
     """The phantom bundle's encoder with a decoder that knows nothing."""
     bundle = open_bundle("phantom")

@@ -129,14 +129,14 @@ def test_cases_are_streamed(run):
     alive: list[weakref.ref] = []
 
     def cases() -> Iterator[Case]:
-        for k in range(20):
+        for k in range(6):
             gc.collect()
             assert sum(ref() is not None for ref in alive) <= 2
             case = Case(f"{k}.png", run.cases[0].outcomes, lambda: run.pictures["0.png"])
             alive.append(weakref.ref(case))
             yield case
 
-    assert collect(run.folder, ["coco", "nnunet"], cases(), LABELS).taken["coco"] == 20
+    assert collect(run.folder, ["coco", "nnunet"], cases(), LABELS).taken["coco"] == 6
 
 
 def test_unknown_collections_are_named(run):

@@ -1,12 +1,9 @@
 """Bundles that many tests share, made once a session."""
 
-import os
-
 import cv2
 import numba
 import pytest
 import torch
-from filelock import FileLock
 from models import CPU, pictures, spread_clip, spread_sam
 from safetensors.torch import save_file
 
@@ -24,6 +21,17 @@ from medclipsam.train.phantoms.phantoms import NULL_PROMPTS, PROMPTS
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 numba.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file's tests run in one process, and so do all that need graphs of the phantom bundle.
+
+    Tracing these takes most of the time of such tests.
+    """
+    for item in items:
+        traced = "exported_phantom" in item.fixturenames or hasattr(item.module, "model_of")
+        item.add_marker(pytest.mark.xdist_group("traced" if traced else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +63,7 @@ def tiny_encoder(tiny_bundle):
 
 @pytest.fixture(scope="session")
 def exported_phantom(tmp_path_factory):
-    """A copy of the phantom bundle with its ONNX export in fp32, once for all test processes."""
+    """A copy of the phantom bundle with its ONNX export in fp32."""
     pytest.importorskip("onnxscript")
     from exporting import model_of, phantom
 
@@ -63,15 +71,11 @@ def exported_phantom(tmp_path_factory):
     from medclipsam.export.scans import PROMPTS as WORDS
     from medclipsam.export.scans import draw_scans
 
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    folder = root / "exported" / "phantom"
-    with FileLock(root / "exported.lock"), pytest.MonkeyPatch.context() as patch:
-        if not folder.exists():
-            patch.setenv("MEDCLIPSAM_HOME", str(root / "home"))  # where the report goes
-            patch.setattr(publish, "build_model", lambda _, *graph: model_of(*graph))
-            publish.export_onnx(
-                phantom(), "fp32", folder, draw_scans(1), Prompts(WORDS), CPU,
-                log=lambda line: None,
-            )  # fmt: skip
-    return open_bundle(str(folder))
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDCLIPSAM_HOME", str(folder / "home"))  # where the report goes
+        patch.setattr(publish, "build_model", lambda _, *graph: model_of(*graph))
+        return publish.export_onnx(
+            phantom(), "fp32", folder / "phantom", draw_scans(1), Prompts(WORDS), CPU,
+            log=lambda line: None,
+        )  # fmt: skip

@@ -113,6 +113,7 @@ def test_exports_go_where_they_may(tmp_path, monkeypatch, tiny_bundle):
 
 def test_verify_repeats_the_figures(exported, monkeypatch):
     lines = []
+    monkeypatch.setattr("medclipsam.export.verify.draw_scans", lambda: draw_scans(1))
     verify_exports(exported, lines.append)
     assert len(lines) == 1 and "5 files as described, mask IoU 1.00000" in lines[0]
     path = exported.folder / "onnx" / "fp32" / "score.onnx"

@@ -1,12 +1,13 @@
 """Runs one small archive over and over, each time with another I/O call failing.
 
-    LD_PRELOAD=faults.so python fault_run.py BUNDLE ARCHIVE FOLDER ERRNO FOREVER EVERY
+    LD_PRELOAD=faults.so python fault_run.py BUNDLE ARCHIVE FOLDER EVERY
 
-Says as JSON how many calls were failed and what was wrong. One process for all, because
-opening an engine takes seconds.
+Says as JSON, for each kind of failure, how many calls a run makes and what was wrong. One
+process for all, because opening an engine takes seconds.
 """
 
 import ctypes
+import errno
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ from medclipsam.engine.run.runner import RunOptions
 
 PROMPTS = {"mass": "a mass"}
 MOST = 2000  # calls of one run; there are some hundred
+KINDS = {
+    f"{errno.errorcode[number]} {how}": (number, forever)
+    for number in (errno.ENOSPC, errno.EIO)
+    for how, forever in (("once", 0), ("for good", 1))
+}
 
 
 def state(out):
@@ -54,20 +60,9 @@ def vouched(out, whole):
     return None
 
 
-def main(bundle, archive, folder, number, forever, every):
+def fail_each(attempt, root, whole, number, forever, every):
+    """How many calls a run makes, and what was wrong after one of them had failed."""
     shim = ctypes.CDLL(None)
-    torch.set_num_threads(1)
-    engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
-    decoders = Decoders(1, Limits())
-    streaming.Decoders = keeping(decoders)
-    options = RunOptions(outputs=("labelmap",))
-    root = Path(folder)
-
-    def attempt(out):
-        engine.run(archive, PROMPTS, out, options)
-
-    attempt(root / "whole")
-    whole = state(root / "whole")
     wrong = []
     for n in range(1, MOST, every):
         out = root / f"run{n}"
@@ -95,9 +90,28 @@ def main(bundle, archive, folder, number, forever, every):
             wrong.append(f"call {n}: not resumable: {type(exc).__name__}: {exc}")
         if calls < n:
             break
+    return {"calls": calls, "wrong": wrong}
+
+
+def main(bundle, archive, folder, every):
+    torch.set_num_threads(1)
+    engine = Engine.open(bundle, "cpu", settings={"saliency": "gradcam"}, threads=1)
+    decoders = Decoders(1, Limits())
+    streaming.Decoders = keeping(decoders)
+    options = RunOptions(outputs=("labelmap",))
+    root = Path(folder)
+
+    def attempt(out):
+        engine.run(archive, PROMPTS, out, options)
+
+    attempt(root / "whole")
+    whole = state(root / "whole")
+    found = {
+        name: fail_each(attempt, root / name, whole, *kind, every) for name, kind in KINDS.items()
+    }
     decoders.close()
-    print(json.dumps({"calls": calls, "wrong": wrong}))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:4], int(sys.argv[4]))

@@ -104,7 +104,7 @@ def _rank(rank, count, port, part, results):
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("part", [2, 6])
+@pytest.mark.parametrize("part", [2, pytest.param(6, marks=pytest.mark.long)])
 def test_two_processes_give_the_gradients_of_one(part, free_port):
     plain = Towers()
     value = add_gradients(plain, *batch(12), dhn_nce, 12, ALONE, nullcontext)

@@ -142,6 +142,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_in_the_same_weights(whole, tiny_bundle_folder, table, tmp_path):
     words = command(table, tmp_path / "t", tiny_bundle_folder)
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, *words])

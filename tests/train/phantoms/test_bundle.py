@@ -40,6 +40,7 @@ def test_one_seed_gives_one_bundle(small, tmp_path):
     assert open_bundle(str(small)).digest == open_bundle(str(again)).digest
 
 
+@pytest.mark.long
 def test_what_is_built_can_be_used(small):
     engine = Engine.open(str(small), "cpu", settings={"presence": "none"})
     rgb = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)

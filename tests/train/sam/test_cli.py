@@ -128,6 +128,7 @@ def kill_after(words, name):
     assert done.returncode == -signal.SIGKILL, "it ended before it could be killed"
 
 
+@pytest.mark.long
 def test_killed_and_called_again_it_ends_in_the_same_bytes(data, tmp_path):
     base = [*FAST, "--steps", "20", "--validate-every", "8", "--save-every", "1"]
     base += ["--val-share", "0.4", "--encoder"]

@@ -10,10 +10,10 @@ demo: .venv/installed
 	$(BIN)/medclipsam demo
 
 test: .venv/developed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long'
+	$(BIN)/python -m pytest -n 2 -m 'not long'
 
 test-all: .venv/developed  # before a release: all tests, 200 kills, every call that can fail
-	KILLS=200 FAULTS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	KILLS=200 FAULTS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/developed
 	$(BIN)/ruff check .

@@ -23,15 +23,22 @@ cv2.setNumThreads(1)
 numba.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file's tests run in one process, and so do all that need graphs of the phantom bundle.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests run in one process, and so do all files that need traces of one bundle.
 
-    Tracing these takes most of the time of such tests.
+    Tracing takes most of the time of such tests.
     """
-    for item in items:
-        traced = "exported_phantom" in item.fixturenames or hasattr(item.module, "model_of")
-        item.add_marker(pytest.mark.xdist_group("traced" if traced else str(item.path)))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrTraces(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            text = (config.rootpath / file).read_text()
+            traced = "exported_phantom" in text or "from exporting import" in text
+            return "traces" if traced else file
+
+    return ByFileOrTraces(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,22 @@ from medclipsam.train.phantoms.bundle import (
 )
 from medclipsam.train.phantoms.phantoms import NULL_PROMPTS, PROMPTS
 
-torch.set_num_threads(1)
-cv2.setNumThreads(1)
-numba.set_num_threads(1)
+
+def use_one_thread():
+    """Sums depend on how many threads share them."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    numba.set_num_threads(1)
+
+
+use_one_thread()
+
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    """Commands that a test calls in this process set threads; the next test has its own again."""
+    yield
+    use_one_thread()
 
 
 @pytest.hookimpl(optionalhook=True)

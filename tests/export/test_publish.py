@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from click.testing import CliRunner
 from models import CPU
 from PIL import Image
@@ -151,10 +150,8 @@ def test_synthetic_images_are_varied_and_the_same_every_time():
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_the_command_in_lower_precision(precision, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDCLIPSAM_HOME", str(tmp_path))
-    threads = torch.get_num_threads()
     command = ["export", "phantom", "--precision", precision, "--threads", "1", "--device", "cpu"]
     done = CliRunner().invoke(main, command)
-    torch.set_num_threads(threads)
     assert done.exit_code == 0, done.output
     bundle = open_bundle("phantom")
     assert bundle.folder == user_folder() / "phantom"

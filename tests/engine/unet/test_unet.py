@@ -139,14 +139,11 @@ def test_neighbours_places_and_threads_do_not_change_a_byte(folder):
     """Masks of one run do not depend on how frames were grouped, nor on the machine's cores."""
     model = open_task_model(folder)
     answers = []
-    try:
-        for threads, batch, order in ((1, 3, 1), (2, 3, -1), (2, 1, 1), (3, 4, -1)):
-            torch.set_num_threads(threads)
-            pipeline = UnetPipeline(open_unet(model, CPU, batch=batch), model.config, CPU, batch)
-            prepared = [pipeline.prepare(rgb) for rgb in pictures()][::order]
-            answers.append(pipeline.infer(prepared)[::order])
-    finally:
-        torch.set_num_threads(1)
+    for threads, batch, order in ((1, 3, 1), (2, 3, -1), (2, 1, 1), (3, 4, -1)):
+        torch.set_num_threads(threads)
+        pipeline = UnetPipeline(open_unet(model, CPU, batch=batch), model.config, CPU, batch)
+        prepared = [pipeline.prepare(rgb) for rgb in pictures()][::order]
+        answers.append(pipeline.infer(prepared)[::order])
     for other in answers[1:]:
         for one, two in zip(answers[0], other, strict=True):
             np.testing.assert_array_equal(one, two)

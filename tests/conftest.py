@@ -1,5 +1,7 @@
 """Bundles that many tests share, made once a session."""
 
+from functools import cache
+
 import cv2
 import numba
 import pytest
@@ -44,12 +46,15 @@ def pytest_xdist_make_scheduler(config, log):
     """
     from xdist.scheduler import LoadFileScheduling
 
+    @cache
+    def needs_traces(file):
+        text = (config.rootpath / file).read_text()
+        return "exported_phantom" in text or "from exporting import" in text
+
     class ByFileOrTraces(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            text = (config.rootpath / file).read_text()
-            traced = "exported_phantom" in text or "from exporting import" in text
-            return "traces" if traced else file
+            return "traces" if needs_traces(file) else file
 
     return ByFileOrTraces(config, log)
 

@@ -23,7 +23,16 @@ def reference_gradcam(clip, rgb, text):
     return stretch(cam.clamp(min=0)).reshape([math.isqrt(len(tokens))] * 2)
 
 
-@pytest.mark.parametrize(("k", "texts"), [(5, TEXTS), (40, TEXTS[:2]), (1000, TEXTS[:1])])
+@pytest.mark.parametrize(
+    ("k", "texts"),
+    [
+        (5, TEXTS),
+        (40, TEXTS[:2]),
+        (1000, TEXTS[:1]),
+        pytest.param(40, TEXTS, marks=pytest.mark.long),
+        pytest.param(1000, TEXTS, marks=pytest.mark.long),
+    ],
+)
 def test_gscorecam_equals_autograd(tiny_bundle, tiny_encoder, images, prompts, k, texts):
     maps = gscorecam(tiny_encoder, images, prompts, k)
     assert maps.shape == (2, 3, 12, 12) and maps.dtype == torch.float32

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_said(folder, tmp_path):
 
 def test_scores_are_those_of_the_engine(folder, engine):
     """Cached saliency and shared models change nothing."""
-    samples = read_samples(folder / "images", folder / "truth", LABELS)[:2]
+    samples = read_samples(folder / "images", folder / "truth", LABELS)
     tuner = Tuner(engine, samples, {})
     for settings in ({}, {"boxes": {"select": "all"}}, {"saliency": {"method": "gradcam"}}):
         fresh = Engine.open("phantom", "cpu", settings=settings, threads=1)

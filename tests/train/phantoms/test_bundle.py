@@ -22,7 +22,7 @@ def build_small(folder):
         patch.setattr(phantom_bundle, "CLIP_IMAGES", 24)
         patch.setattr(phantom_bundle, "SAM_IMAGES", 24)
         patch.setattr(phantom_calibration, "CALIBRATION", range(500_000, 500_020))
-        patch.setattr(phantom_calibration, "CONFIDENCE", range(600_000, 600_002))
+        patch.setattr(phantom_calibration, "CONFIDENCE", range(600_000, 600_006))
         clip = replace(PHANTOM_CLIP, epochs=1, batch=8)
         sam = replace(PHANTOM_SAM, steps=2, batch=3)
         build_phantom_bundle(folder, clip, sam, lambda line: None)

@@ -102,7 +102,7 @@ def test_a_lost_terminal_costs_no_row(archive, tiny_bundle_folder, tmp_path):
     """Standard error is closed after its first byte, standard output at once."""
     many = tmp_path / "many"
     many.mkdir()
-    for n in range(120):
+    for n in range(220):
         os.link(archive / f"{n % COUNT:02}.png", many / f"{n:03}.png")
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -119,5 +119,5 @@ def test_a_lost_terminal_costs_no_row(archive, tiny_bundle_folder, tmp_path):
     assert process.stderr.read(1)
     process.stderr.close()
     assert process.wait(timeout=BOUND) == 0
-    assert len(rows(out)) == 120
-    assert json.loads((out / "_SUCCESS").read_text())["committed"] == 120
+    assert len(rows(out)) == 220
+    assert json.loads((out / "_SUCCESS").read_text())["committed"] == 220

@@ -169,6 +169,19 @@ class Pipeline:
         probes = (self.open_probe(rgb, wanted) for rgb, wanted in asked)
         return map(to_numpy, run_probes(self.encoder, probes))
 
+    def embed(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """uint8 (H, W, 3) frames → float32 (D,) unit embeddings, in order, consumed lazily."""
+        for rgb in frames:
+            image = self.encoder.normalise(self._to_square(rgb)[None])
+            rows = image.expand(self.encoder.rows, -1, -1, -1).contiguous()
+            yield self.encoder.score(rows)[0].cpu().numpy()
+
+    def _to_square(self, rgb: np.ndarray) -> Tensor:
+        """float32 (3, S, S) in [0, 1] on the device."""
+        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
+        square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
+        return square.permute(2, 0, 1).float() / 255
+
     def open_probe(self, rgb: np.ndarray, prompts: Prompts) -> Probe:
         """Encode a frame; the probe finishes with its ``Answer``. Args and errors as ``ask``."""
         return open_probe(self.encoder, self.ask(rgb, prompts), self.config.saliency)
@@ -182,10 +195,7 @@ class Pipeline:
         self.check_prompts(prompts)
         nulls = [self._encode((text,)) for text in self.config.null_prompts]
         texts = self.encode_prompts(prompts)
-        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
-        square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
-        image = square.permute(2, 0, 1).float() / 255
-        return Question(image, texts, torch.stack(nulls) if nulls else texts[:0])
+        return Question(self._to_square(rgb), texts, torch.stack(nulls) if nulls else texts[:0])
 
     def refine(
         self, rgb: np.ndarray, prompts: Prompts, answer: tuple[np.ndarray, np.ndarray]

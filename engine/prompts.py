@@ -144,7 +144,7 @@ def read_prompt_table(
     for number, (item, text, label) in enumerate(rows, start=1):
         if not item or not text or not label:
             raise ConfigError(f"{path}, row {number}: item, prompt or label is empty")
-        prompts = texts.setdefault(_normal_item(str(item)), {})
+        prompts = texts.setdefault(item_id(str(item)), {})
         name = re.sub(r"[^\w-]+", "_", str(label).strip()).strip("_") or "target"
         if name in prompts:
             raise ConfigError(
@@ -154,7 +154,8 @@ def read_prompt_table(
     return PromptTable({item: make_prompts(found) for item, found in texts.items()}, path)
 
 
-def _normal_item(item: str) -> str:
+def item_id(item: str) -> str:
+    """The id of the item that a table names by its path."""
     return ItemRef(item.replace("\\", "/").removeprefix("./").lstrip("/")).id
 
 

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "retry": "medclipsam.engine.cli.runs:retry",
     "collect": "medclipsam.engine.cli.runs:collect",
     "tune": "medclipsam.engine.cli.tune:tune",
+    "calibrate": "medclipsam.engine.cli.calibrate:calibrate",
     "evaluate": "medclipsam.engine.cli.evaluate:evaluate",
     "compare": "medclipsam.engine.cli.evaluate:compare",
     "retrieval": "medclipsam.train.retrieval.cli:retrieval",

@@ -144,12 +144,12 @@ def _open_sources(
             f"{table or 'no table'}"
         )
     opened = [open_archive(archive, series=series) for archive in archives]
+    if column and not (table and len(labels) == 1):
+        raise ConfigError(
+            "--column names the column of one label in --table; with several labels, call the "
+            f"columns as the labels: {', '.join(labels)}"
+        )
     if table:
-        if column and len(labels) > 1:
-            raise ConfigError(
-                f"--column names the column of one label, and there are {len(labels)}; call the "
-                f"columns as the labels: {', '.join(labels)}"
-            )
         columns = {label: column or label for label in labels}
         return [match_table(opened[0], table, columns, item_column)]
     if len(labels) > 1:
@@ -194,6 +194,11 @@ def _say_row(row: Row, auc: float) -> str:
     )
 
 
+def _show_level(sensitivity: float) -> str:
+    """Two decimals, or more where it has more."""
+    return max(f"{sensitivity:.2f}", f"{sensitivity:g}", key=len)
+
+
 def to_table(found: Calibration) -> Any:
     """A row a label and sensitivity; the wanted one is marked."""
     from rich.markup import escape
@@ -213,7 +218,7 @@ def to_table(found: Calibration) -> Any:
     for n, row in enumerate(found.rows):
         first, last = n % labels == 0, n % labels == labels - 1
         table.add_row(
-            *((f"{row.sensitivity:g}", f"{row.threshold:.5f}") if first else ("", "")),
+            *((_show_level(row.sensitivity), f"{row.threshold:.5f}") if first else ("", "")),
             *((escape(row.label),) if labels > 1 else ()),
             *(f"{n:.3f}" for n in (row.found.mean, row.saved.mean, row.skipped_of(POSITIVES))),
             style="bold" if row.sensitivity == found.sensitivity else "",

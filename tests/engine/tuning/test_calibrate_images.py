@@ -197,6 +197,7 @@ def test_unreadable_images_only_are_refused(engine, tmp_path):
         (("with", "without", "--table", "t.csv"), "expected two archives"),
         (("with", "without", "-p", "cyst=a cyst"), "two archives say whether one target"),
         (("with", "--table", "t.csv", "-p", "cyst=a cyst", "--column", "x"), "--column names"),
+        (("with", "without", "--column", "x"), "--column names"),
         (("with", "without"), "12 images that show it cannot tell a sensitivity of 0.98"),
         (("with", "without", "--sensitivity", "2"), "between 0 and 1"),
         (("with", "without", "-o", "with/0.png"), "exists"),

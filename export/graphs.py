@@ -6,12 +6,11 @@
     sam_encoder   pixels (B, 3, S, S)                  → embedding (B, C, g, g)
     sam_decoder   embeddings (K, C, g, g), boxes (K, 4) → logits (K, 4g, 4g), iou (K,)
 
-The arithmetic is that of ``medclipsam.engine.backends.pytorch``; inputs and outputs are float32
-whatever is between them.
+The arithmetic is that of ``medclipsam.engine.backends.pytorch`` and, beside it, ``samencoder``;
+inputs and outputs are float32 whatever is between them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +23,9 @@ from medclipsam.engine.backends.pytorch import (
     decode_boxes,
     embed_rows,
     embed_text,
-    encode_image,
     last_features,
 )
+from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.weights.bundle import Bundle
 
 EXAMPLES = 2  # rows; with one row the exporter takes the batch for a constant
@@ -118,42 +117,3 @@ def _sam_spec(bundle: Bundle, name: str) -> Spec:
         ("logits", "iou"),
         ({0: "K"}, {0: "K"}),
     )
-
-
-@contextmanager
-def products_for_einsum() -> Iterator[None]:
-    """SAM's relative positions as products inside this block: ONNX's Einsum takes no bf16."""
-    from segment_anything.modeling import image_encoder
-
-    before = image_encoder.add_decomposed_rel_pos
-    image_encoder.add_decomposed_rel_pos = add_positions
-    try:
-        yield
-    finally:
-        image_encoder.add_decomposed_rel_pos = before
-
-
-def add_positions(
-    attention: Tensor,
-    query: Tensor,
-    along_height: Tensor,
-    along_width: Tensor,
-    query_size: tuple[int, int],
-    key_size: tuple[int, int],
-) -> Tensor:
-    """``segment_anything``'s ``add_decomposed_rel_pos``; both biases in one addition, which
-    runtimes recognise as the mask of an attention.
-
-    Args:
-        attention: (B, h·w, h·w) scores.
-        query: (B, h·w, C).
-        along_height, along_width: (2h − 1, C) and (2w − 1, C).
-    """
-    from segment_anything.modeling.image_encoder import get_rel_pos
-
-    height, width = query_size
-    rows = query.unflatten(1, (height, width))
-    high = rows @ get_rel_pos(height, key_size[0], along_height).mT
-    wide = rows.transpose(1, 2) @ get_rel_pos(width, key_size[1], along_width).mT
-    bias = high[..., None] + wide.transpose(1, 2)[..., None, :]
-    return attention + bias.flatten(3).flatten(1, 2)

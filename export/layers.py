@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends.session import SILENT
-from medclipsam.export.graphs import Spec, products_for_einsum
+from medclipsam.export.graphs import Spec
 from medclipsam.export.onnx import write_model
 from medclipsam.export.origin import modules_of
 
@@ -68,7 +68,7 @@ def _record(spec: Spec, inputs: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
 
         hooks.append(module.register_forward_hook(keep))
     try:
-        with torch.no_grad(), products_for_einsum():
+        with torch.no_grad():
             spec.module(*inputs)
     finally:
         for hook in hooks:

@@ -9,7 +9,7 @@ import torch
 
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import Bundle, sha256_file
-from medclipsam.export.graphs import Spec, make_spec, products_for_einsum
+from medclipsam.export.graphs import Spec, make_spec
 from medclipsam.export.origin import keep_only_origin
 from medclipsam.export.precision import lower_precision
 
@@ -63,7 +63,7 @@ def trace(spec: Spec) -> Any:
         raise BackendError(
             f"export needs onnx and onnxscript ({exc}); pip install --upgrade onnx onnxscript"
         ) from exc
-    with warnings.catch_warnings(), torch.no_grad(), products_for_einsum():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of libraries about themselves
         program = torch.onnx.export(
             spec.module,

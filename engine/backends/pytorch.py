@@ -16,6 +16,7 @@ from medclipsam.engine.backends.lastblock import (
     mean_patch_gradient,
     require_plain_vit,
 )
+from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.errors import BackendError, ConfigError
 from medclipsam.engine.weights.bundle import Bundle
 
@@ -177,19 +178,6 @@ def _open_block(block: Any, tokens: Tensor, target: str) -> tuple[Tensor, Tensor
         tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
         activation = normed = block.norm2(tokens).requires_grad_()
     return activation, tokens + block.drop_path2(block.ls2(block.mlp(normed)))
-
-
-def encode_image(sam: Any, pixels: Tensor, autocast: Autocast = nullcontext) -> Tensor:
-    """``sam_encoder``, as ``ImageEncoderViT.forward``; the neck's norms square their input and
-    stay float32."""
-    encoder = sam.image_encoder
-    with autocast():
-        tokens = encoder.patch_embed(pixels)
-        if encoder.pos_embed is not None:
-            tokens = tokens + encoder.pos_embed
-        for block in encoder.blocks:
-            tokens = block(tokens)
-    return encoder.neck(tokens.float().permute(0, 3, 1, 2))
 
 
 def decode_boxes(sam: Any, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from medclipsam.engine.backends.session import open_session
 from medclipsam.engine.weights.exports import GRAPHS
 from medclipsam.export import onnx as exporter
 from medclipsam.export.emulation import emulate
-from medclipsam.export.graphs import add_positions, make_spec
+from medclipsam.export.graphs import make_spec
 from medclipsam.export.layers import relative_error
 from medclipsam.export.onnx import build_model, hash_files, write_model
 
@@ -71,17 +71,6 @@ def test_one_shape_leaves_no_shape_to_be_computed(tmp_path):
         session = open_session(path, "cpu", CPU, sizes)
         parts = session.get_provider_graph_assignment_info()
         assert not {n.op_type for part in parts for n in part.get_nodes()} & {"Shape", "Range"}
-
-
-def test_products_give_the_relative_positions_of_segment_anything():
-    from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
-
-    torch.manual_seed(0)
-    query, scores = torch.randn(6, 5 * 7, 8), torch.randn(6, 35, 35)
-    tables = torch.randn(9, 8), torch.randn(13, 8)
-    expected = add_decomposed_rel_pos(scores, query, *tables, (5, 7), (5, 7))
-    found = add_positions(scores, query, *tables, (5, 7), (5, 7))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_windows_that_pad_are_exported(tmp_path):

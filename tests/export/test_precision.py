@@ -1,7 +1,5 @@
 """What computes in 16 bits, and what must not."""
 
-import re
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,26 +13,33 @@ from medclipsam.export.origin import modules_of
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 DIGEST = "0" * 64
 NORMS = {"LayerNormalization", "ReduceMean", "ReduceL2", "Pow", "Sqrt"}
-IN_A_BLOCK = re.compile(r"blocks\.\d+$")  # there, a sum is one of the residual stream
 
 
 @pytest.mark.parametrize("precision", LOW)
 @pytest.mark.parametrize("name", ["score", "features", "sam_encoder"])
 def test_products_are_low_and_islands_are_not(name, precision):
     model, island, low = model_of(name, precision), spec_of(name).island, LOW[precision]
-    products, inside = 0, False
+    products, sums, inside = 0, 0, False
     for node in model.graph:
         scopes, dtype = modules_of(node), node.outputs[0].dtype
         inside |= any(scope.startswith(island) for scope in scopes)
-        residual = node.op_type == "Add" and any(map(IN_A_BLOCK.search, scopes[-2:-1]))
-        if inside or residual or node.op_type in NORMS:
+        if node.op_type == "LayerNormalization":  # reads the residual stream, which is not cast
+            assert node.inputs[0].producer().op_type == "Add", node
+            sums += 1
+        if inside or node.op_type in NORMS:
             assert dtype not in LOW.values(), node
         elif node.op_type in ("MatMul", "Gemm"):
             assert dtype == low, node
             products += 1
-    assert inside and products >= 12
+    assert inside and products >= 12 and sums >= 8
     weights = [v.const_value for v in model.graph.initializers.values() if v.dtype == low]
     assert sum(weight.size for weight in weights) > 200_000
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_nothing_is_cast_for_its_shape(precision):
+    shapes = [node for node in model_of("sam_encoder", precision).graph if node.op_type == "Shape"]
+    assert shapes and not [n for n in shapes if n.inputs[0].producer().op_type == "Cast"]
 
 
 @pytest.mark.parametrize("name", ["text", "sam_decoder"])

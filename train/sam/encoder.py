@@ -6,9 +6,7 @@ FOLDER/embeddings.json    what they were made of, and how many are done
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medclipsam.engine.backends.pytorch import encode_image
+from medclipsam.engine.backends.samencoder import encode_block, encode_image
 from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import OutputError
 from medclipsam.train.sam.data import SamSamples
@@ -56,20 +54,12 @@ def inside_image(inner: np.ndarray, side: int) -> Tensor:
     return (line < limits[:, :1])[:, :, None] & (line < limits[:, 1:])[:, None, :]
 
 
-@contextmanager
-def recomputed(sam: nn.Module) -> Iterator[None]:
-    """Inside, the encoder's blocks keep only their input for the backward pass and run again in
-    it."""
-    blocks = list(sam.get_submodule("image_encoder.blocks").children())
-    for block in blocks:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
+def recompute_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """``encode_block`` that keeps only its input for the backward pass and runs again in it."""
+    found: Tensor = checkpoint(
+        encode_block, block, tokens, use_reentrant=False, preserve_rng_state=False
+    )
+    return found
 
 
 def embed_images(

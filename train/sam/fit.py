@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.train.checkpoint import Checkpoints
 from medclipsam.train.patients import split_groups
 from medclipsam.train.sam.data import SamSamples
-from medclipsam.train.sam.encoder import embed_images, recomputed
+from medclipsam.train.sam.encoder import embed_images
 from medclipsam.train.sam.fitting import Fitting, Judged
 from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast
@@ -73,8 +73,7 @@ def train_sam(
         if found:
             fitting.restore(found[1])
             log(f"resuming after {found[0]} of {training.steps} steps")
-        with recomputed(sam) if training.recompute else nullcontext():
-            _run(fitting, found[0] if found else 0, checkpoints, log)
+        _run(fitting, found[0] if found else 0, checkpoints, log)
         fitting.take_best()
     return fitting.history
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medclipsam.engine.backends.pytorch import decode_boxes, encode_image
+from medclipsam.engine.backends.pytorch import decode_boxes
+from medclipsam.engine.backends.samencoder import encode_block, encode_image
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.sam.boxes import jitter_boxes, tight_boxes
 from medclipsam.train.sam.data import SamSamples
-from medclipsam.train.sam.encoder import inside_image, to_input
+from medclipsam.train.sam.encoder import inside_image, recompute_block, to_input
 from medclipsam.train.sam.loss import hard_dice, mask_loss
 from medclipsam.train.sam.settings import SamTraining
 from medclipsam.train.schedule import make_autocast, warmup_cosine
@@ -136,9 +137,9 @@ class Fitting:
         """(B, C, g, g); ``gain`` has no say where the encoder is frozen."""
         if self._cache is not None:
             return torch.from_numpy(self._cache[images]).to(self._device)
-        return encode_image(
-            self.sam, to_input(self.sam, self.samples, images, gain), self._autocast
-        )
+        pixels = to_input(self.sam, self.samples, images, gain)
+        run_block = recompute_block if self.training.recompute else encode_block
+        return encode_image(self.sam, pixels, self._autocast, run_block)
 
     def _decode(self, embeddings: Tensor, boxes: np.ndarray) -> tuple[Tensor, Tensor]:
         """(K, C, g, g) and (K, 4) → logits (K, S, S) and predicted IoU (K,)."""

@@ -15,7 +15,7 @@ from sam_samples import (
     weights,
 )
 
-from medclipsam.engine.backends.pytorch import encode_image
+from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.segment import Segmenter, inner_size
 from medclipsam.engine.weights.models import build_sam
 from medclipsam.train.sam.boxes import jitter_boxes, tight_boxes

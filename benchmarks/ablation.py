@@ -36,6 +36,7 @@ from medclipsam.engine.saliency.masks import (
     scale_map,
     spot_masks,
 )
+from medclipsam.engine.saliency.question import Question
 from medclipsam.engine.saliency.rows import Probe, run_probes
 from medclipsam.engine.weights.bundle import Bundle, open_bundle
 from medclipsam.train.phantoms.phantoms import MODALITIES, NULL_PROMPTS, PROMPTS, TARGETS, Phantom
@@ -135,7 +136,7 @@ class Rows:
             def make(start: int, stop: int) -> Tensor:
                 return torch.lerp(fill, self.image, keep[start:stop, None])
 
-            probe = Probe(self.embedding, len(keep), make, lambda rows: rows)
+            probe = Probe(len(keep), make, lambda rows: rows)
             self.banks[key] = next(run_probes(self.model, [probe]))
         return self.banks[key]
 
@@ -205,8 +206,10 @@ def variants(bundle: Bundle) -> dict[str, Variant]:
 
 def _asking(encoder: ClipEncoder, probe: Callable[..., Probe], *settings: Any) -> Variant:
     def saliency(rows: Rows) -> Tensor:
-        asked = probe(encoder, rows.image, rows.prompts, *settings)
-        return next(run_probes(encoder, [asked]))
+        everything = torch.arange(len(rows.prompts))
+        question = Question(rows.image, rows.embedding, rows.prompts, rows.nulls, everything)
+        maps = next(run_probes(encoder, [probe(encoder, question, *settings)]))
+        return maps()
 
     return saliency
 

@@ -32,7 +32,7 @@ from medclipsam.benchmarks.crf import processor
 from medclipsam.benchmarks.published_saliency import straightforward
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
-from medclipsam.engine.saliency import Question, SaliencyConfig, compute_saliency
+from medclipsam.engine.saliency import SaliencyConfig, ask, compute_saliency
 from medclipsam.engine.saliency.gscorecam import probe_gscorecam
 from medclipsam.engine.weights.bundle import Bundle, open_bundle
 
@@ -121,14 +121,14 @@ def run_ours(
 
     def run() -> Tensor:
         prompts = counting.encode_text(texts)
-        asked = (Question(image, prompts, prompts[:0]) for image in images)
+        asked = ask(counting, images, prompts)
         return torch.stack([a.saliency for a in compute_saliency(counting, asked, config)])
 
     seconds, maps = clock(run)
     k = config.k if config.method == "gscorecam" else sys.maxsize
     prompts = encoder.encode_text(texts)
-    normal = encoder.normalise(images)
-    wanted = sum(probe_gscorecam(encoder, image, prompts, k).rows for image in normal)
+    questions = ask(encoder, images, prompts)
+    wanted = sum(probe_gscorecam(encoder, question, k).rows for question in questions)
     return {
         "prompts": len(texts),
         "s_per_image": round(seconds / len(images), 3),

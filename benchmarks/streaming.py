@@ -29,7 +29,7 @@ import numpy as np
 from medclipsam.engine.archive import Decoders, Entry, Limits, open_archive
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.pipeline import Localization
+from medclipsam.engine.pipeline import Localization, Located
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.runner import run
@@ -48,7 +48,7 @@ class Bench:
         self.engine, self.archive, self.prompts, self.scratch = engine, archive, prompts, scratch
         self.entries: list[Entry] = list(open_archive(archive))
         self.works: list[Work] = []
-        self.answers: list[tuple[np.ndarray, np.ndarray]] = []
+        self.answers: list[Located] = []
         self.found: list[list[Localization]] = []
 
     def read(self, decoders: Decoders, pool: ThreadPoolExecutor) -> None:
@@ -64,7 +64,7 @@ class Bench:
     def compute_saliency(self) -> None:
         """All frames through CLIP, rows sharing batches."""
         asked = ((frame, self.prompts) for frame in self.frames)
-        self.answers = list(self.engine.pipeline.compute_saliency(asked))
+        self.answers = list(self.engine.pipeline.compute_saliency(asked, maps=False))
 
     def refine(self, pool: ThreadPoolExecutor) -> None:
         """Dense CRF and boxes of all frames, on threads."""

@@ -27,10 +27,11 @@ class ClipEncoder:
         text, features, score, lower, upper: graphs, see ``medclipsam.engine.backends``.
         tokenizer: texts → (T, L) token ids.
         image_size: side S of the square input.
+        cells: side g of its grid of patches.
         mean, std: normalisation of RGB in [0, 1].
         logit_scale: factor from cosine to logit.
         device: where tensors live.
-        rows: how many masked images one ``score`` call takes; shorter batches are padded.
+        rows: the most images, masked or whole, that one ``score`` call takes.
     """
 
     text: Callable[..., Tensor]
@@ -40,6 +41,7 @@ class ClipEncoder:
     upper: Callable[..., Tensor]
     tokenizer: Any
     image_size: int
+    cells: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     logit_scale: float
@@ -93,6 +95,7 @@ class ClipEncoder:
             upper=differentiable("upper"),
             tokenizer=clip.tokenizer,
             image_size=clip.image_size,
+            cells=int(clip.model.visual.trunk.patch_embed.grid_size[0]),  # type: ignore[union-attr,index]
             mean=clip.mean,
             std=clip.std,
             logit_scale=float(clip.model.logit_scale.detach().exp()),  # type: ignore[operator]
@@ -124,6 +127,10 @@ class ClipEncoder:
     def encode_ensemble(self, texts: Sequence[str]) -> Tensor:
         """Several wordings of one prompt → (D,): the unit mean of their unit embeddings."""
         return F.normalize(self.encode_text(texts).mean(0), dim=0)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalised (B, 3, S, S) → float32 (B, D) unit embeddings, in batches of one shape."""
+        return torch.cat([self.score(part) for part in pixels.split(self.rows)])
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] → normalised model input."""

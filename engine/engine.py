@@ -74,7 +74,7 @@ class Engine:
         return cls(opened, config, Pipeline.open(opened, config, where, backend), count, backend)
 
     def segment(
-        self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]]
+        self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]], maps: bool = True
     ) -> dict[str, Segmentation]:
         """Segment one image.
 
@@ -84,6 +84,9 @@ class Engine:
         Args:
             rgb: uint8 (H, W, 3) as displayed.
             prompts: label → text, or several wordings.
+            maps: make ``.saliency`` and ``.crf_mask`` of prompts that are absent by their
+                contrast, too. Without it these are zeros, and an image that shows nothing of
+                what is asked costs one forward of CLIP; masks are the same.
 
         Returns:
             label → ``Segmentation``: ``.mask`` bool (H, W), ``.boxes``, ``.saliency``,
@@ -96,7 +99,7 @@ class Engine:
         wanted, said = cut_wording(self.bundle.clip.tokenizer, make_prompts(prompts))
         for words in said:
             warnings.warn(words, stacklevel=2)
-        return self.pipeline.segment([rgb], [wanted])[0]
+        return self.pipeline.segment([rgb], [wanted], maps)[0]
 
     def run(
         self,

@@ -1,12 +1,17 @@
 """The method itself: frames and prompts in, masks out. Refuses to know files.
 
-encode_image → compute_saliency → refine_mask → extract_boxes → segment
+fit → encode_image → compute_saliency → refine_mask → extract_boxes → segment
+
+Absence first: after ``encode_image`` it is known which prompts the image may show, and only
+these cost anything further.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,16 +24,22 @@ from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import at_stage
-from medclipsam.engine.fit import Fit, fit_image, make_fit, unfit_map
-from medclipsam.engine.presence import EMPTY_MASK, find_absence
+from medclipsam.engine.fit import fit_image, make_fit, unfit_map
+from medclipsam.engine.presence import EMPTY_MASK, find_absence, is_present
 from medclipsam.engine.prompts import check_wording
 from medclipsam.engine.quality import agreement, border_contact, confidence
 from medclipsam.engine.saliency import Answer, Probe, Question, open_probe, run_probes
+from medclipsam.engine.saliency.contrast import contrasts
+from medclipsam.engine.saliency.rows import no_rows
 from medclipsam.engine.segment import BoxMasks, Segmenter
 from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import Bundle
 
 NO_BOXES = np.empty((0, 4), np.int32)
+
+Located = tuple[Sequence[np.ndarray | None], np.ndarray]
+"""Per prompt a map float32 (h, w) in [0, 1] over CLIP's square input, or None where none was
+asked for, and contrasts float32 (P,)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Localization:
     Attributes:
         label: of the prompt.
         contrast: see ``Segmentation``.
-        saliency: float32 (H, W) in [0, 1].
+        saliency: float32 (H, W) in [0, 1]; zeros where no map was asked for.
         crf_mask: bool (H, W), the refined saliency.
         boxes: int32 (K, 4) XYXY in pixels, which prompt SAM; none where it is absent.
         absence: why it is absent, see ``medclipsam.engine.presence``, or empty.
@@ -97,25 +108,26 @@ class Pipeline:
         )
 
     def segment(
-        self, frames: Sequence[np.ndarray], prompts: Sequence[Prompts]
+        self, frames: Sequence[np.ndarray], prompts: Sequence[Prompts], maps: bool = True
     ) -> list[dict[str, Segmentation]]:
         """Segment frames, each with its own prompts.
 
         Args:
             frames: uint8 (H, W, 3), of any sizes.
             prompts: as many as frames.
+            maps: see ``compute_saliency``.
 
         Returns:
             Per frame, label → what was found.
         """
-        answers = list(self.compute_saliency(zip(frames, prompts, strict=True)))
+        answers = list(self.compute_saliency(zip(frames, prompts, strict=True), maps))
         return self.draw(frames, prompts, answers)
 
     def draw(
         self,
         frames: Sequence[np.ndarray],
         prompts: Sequence[Prompts],
-        answers: Sequence[tuple[np.ndarray, np.ndarray]],
+        answers: Sequence[Located],
     ) -> list[dict[str, Segmentation]]:
         """Everything after ``compute_saliency``, whose answers it takes; else as ``segment``."""
         found = [list(self.refine(*frame)) for frame in zip(frames, prompts, answers, strict=True)]
@@ -148,80 +160,105 @@ class Pipeline:
             self._checked.add(key)
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
-        """Prompts → (P, D); each ensemble is encoded once and remembered."""
+        """Prompts → (P, D) on the CPU; each ensemble is encoded once and remembered."""
         return torch.stack([self._encode(texts) for texts in prompts.texts.values()])
 
     def _encode(self, texts: tuple[str, ...]) -> Tensor:
         if texts not in self._texts:
             if len(self._texts) >= 4096:  # a table of prompts may be as long as the archive
                 self._texts.clear()
-            self._texts[texts] = self.encoder.encode_ensemble(texts)
+            self._texts[texts] = self.encoder.encode_ensemble(texts).cpu()
         return self._texts[texts]
 
-    def compute_saliency(
-        self, asked: Iterable[tuple[np.ndarray, Prompts]]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(frame, prompts) pairs → maps float32 (P, h, w) in [0, 1] and contrasts (P,).
+    def fit(self, rgb: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) → uint8 (S, S, 3), CLIP's input; pixel work, for any CPU thread."""
+        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
+        return fit_image(rgb, fit)
 
-        In order, consumed lazily; masked images of all frames share batches of one shape,
-        in which neighbours do not change a result.
-        """
-        probes = (self.open_probe(rgb, wanted) for rgb, wanted in asked)
-        return map(to_numpy, run_probes(self.encoder, probes))
+    def to_pixels(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """What ``fit`` gave → normalised float32 (B, 3, S, S) on the device."""
+        images = torch.from_numpy(np.stack(squares)).to(self.encoder.device)
+        return self.encoder.normalise(images.permute(0, 3, 1, 2).float() / 255)
+
+    def encode_image(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """What ``fit`` gave → float32 (B, D) unit embeddings on the CPU."""
+        return self.encoder.embed(self.to_pixels(squares)).cpu()
 
     def embed(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """uint8 (H, W, 3) frames → float32 (D,) unit embeddings, in order, consumed lazily."""
-        for rgb in frames:
-            image = self.encoder.normalise(self._to_square(rgb)[None])
-            rows = image.expand(self.encoder.rows, -1, -1, -1).contiguous()
-            yield self.encoder.score(rows)[0].cpu().numpy()
+        squares = map(self.fit, frames)
+        while group := list(islice(squares, self.encoder.rows)):
+            yield from self.encode_image(group).numpy()
 
-    def _to_square(self, rgb: np.ndarray) -> Tensor:
-        """float32 (3, S, S) in [0, 1] on the device."""
-        fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
-        square = torch.from_numpy(fit_image(rgb, fit)).to(self.encoder.device)
-        return square.permute(2, 0, 1).float() / 255
+    def compute_saliency(
+        self, asked: Iterable[tuple[np.ndarray, Prompts]], maps: bool = True
+    ) -> Iterator[Located]:
+        """(frame, prompts) pairs → maps and contrasts.
 
-    def open_probe(self, rgb: np.ndarray, prompts: Prompts) -> Probe:
-        """Encode a frame; the probe finishes with its ``Answer``. Args and errors as ``ask``."""
-        return open_probe(self.encoder, self.ask(rgb, prompts), self.config.saliency)
+        In order, consumed lazily; masked images of all frames share batches of one shape,
+        in which neighbours do not change a result.
 
-    def ask(self, rgb: np.ndarray, prompts: Prompts) -> Question:
-        """One frame and its prompts as the model takes them.
+        Args:
+            maps: make a map for every prompt, also for those that are absent by the contrast.
+        """
+        return map(to_numpy, run_probes(self.encoder, self._open_probes(iter(asked), maps)))
+
+    def _open_probes(
+        self, asked: Iterator[tuple[np.ndarray, Prompts]], maps: bool
+    ) -> Iterator[Probe]:
+        while group := list(islice(asked, self.encoder.rows)):
+            squares = [self.fit(rgb) for rgb, _ in group]
+            embeddings = self.encode_image(squares)
+            for square, embedding, (_, prompts) in zip(squares, embeddings, group, strict=True):
+                yield self.open_probe(square, embedding, prompts, maps)
+
+    def open_probe(
+        self, square: np.ndarray, embedding: Tensor, prompts: Prompts, maps: bool
+    ) -> Probe:
+        """Where the prompts are in a frame; the last round finishes with an ``Answer``.
+
+        Args:
+            square: what ``fit`` gave of the frame.
+            embedding: what ``encode_image`` gave of it.
+            maps: see ``compute_saliency``.
 
         Raises:
             ConfigError: a prompt that the model cannot read.
         """
         self.check_prompts(prompts)
-        nulls = [self._encode((text,)) for text in self.config.null_prompts]
         texts = self.encode_prompts(prompts)
-        return Question(self._to_square(rgb), texts, torch.stack(nulls) if nulls else texts[:0])
+        nulls = [self._encode((text,)) for text in self.config.null_prompts]
+        against = torch.stack(nulls) if nulls else texts[:0]
+        contrast = contrasts(texts, against, embedding)
+        present = is_present(contrast.numpy(), self.config.presence)
+        wanted = torch.from_numpy(np.flatnonzero(present | maps))
+        if not len(wanted):
+            return no_rows(Answer(partial(torch.empty, 0, 0, 0), wanted, contrast))
+        image = self.to_pixels([square])[0]
+        question = Question(image, embedding, texts, against, wanted)
+        return open_probe(self.encoder, question, self.config.saliency)
 
-    def refine(
-        self, rgb: np.ndarray, prompts: Prompts, answer: tuple[np.ndarray, np.ndarray]
-    ) -> Iterator[Localization]:
+    def refine(self, rgb: np.ndarray, prompts: Prompts, answer: Located) -> Iterator[Localization]:
         """refine_mask and extract_boxes of one frame, prompt by prompt; runs on a CPU thread.
 
         Consumed lazily: a float map at source size is made when it is asked for.
         """
-        solver = DenseCrf(rgb, self.config.crf)
+        present = is_present(answer[1], self.config.presence)
         fit = make_fit(rgb.shape[0], rgb.shape[1], self.encoder.image_size, self.config.fit)
-        for label, cells, contrast in zip(prompts.labels, *answer, strict=True):
-            yield self._localize(solver, fit, label, cells, float(contrast))
-
-    def _localize(
-        self, solver: DenseCrf, fit: Fit, label: str, cells: np.ndarray, contrast: float
-    ) -> Localization:
-        saliency = np.clip(unfit_map(cells, fit), 0, 1)
-        mask, boxes, crf = np.zeros(saliency.shape, bool), NO_BOXES, "none"
-        if saliency.any():
-            mask, crf = solver.mask(saliency), solver.kind
-            with at_stage("extract_boxes"):
-                boxes = select_boxes(mask, self.config.boxes)
-        absence = find_absence(contrast, self.config.presence, saliency, boxes)
-        return Localization(
-            label, contrast, saliency, mask, NO_BOXES if absence else boxes, absence, crf
-        )
+        solver: DenseCrf | None = None
+        for label, cells, contrast, shown in zip(prompts.labels, *answer, present, strict=True):
+            saliency, mask = np.zeros(rgb.shape[:2], np.float32), np.zeros(rgb.shape[:2], bool)
+            boxes, crf = NO_BOXES, "none"
+            if cells is not None:
+                saliency = np.clip(unfit_map(cells, fit), 0, 1)
+            if cells is not None and saliency.any():
+                solver = solver or DenseCrf(rgb, self.config.crf)
+                mask, crf = solver.mask(saliency), solver.kind
+                with at_stage("extract_boxes"):
+                    boxes = select_boxes(mask, self.config.boxes)
+            absence = find_absence(bool(shown), saliency, boxes)
+            kept = NO_BOXES if absence else boxes
+            yield Localization(label, float(contrast), saliency, mask, kept, absence, crf)
 
     def to_segmentation(self, found: Localization, masks: BoxMasks | None) -> Segmentation:
         """The end of one (frame, prompt); ``masks`` is None where it had no box."""
@@ -247,6 +284,7 @@ class Pipeline:
         return Segmentation("done", masks.mask, confidence=sure, **known | figures)
 
 
-def to_numpy(answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-    """Maps float32 (P, h, w) and contrasts (P,) of an answer."""
-    return answer.saliency.cpu().numpy(), answer.contrast.cpu().numpy()
+def to_numpy(answer: Answer) -> Located:
+    """An answer with its maps made; the arithmetic that was left runs here."""
+    maps = dict(zip(answer.wanted.tolist(), answer.saliency.numpy(), strict=True))
+    return [maps.get(prompt) for prompt in range(len(answer.contrast))], answer.contrast.numpy()

@@ -1,7 +1,9 @@
 """Whether a prompt is in the image: the rule, its reasons, and their texts for people.
 
-A target is absent where a stage has nothing to hand on, and where the image is no nearer to
-the prompt than the null prompts and the other prompts are (``EngineConfig.presence``).
+It is asked twice. Right after ``encode_image`` the contrast is known, one forward an image:
+where the image is no nearer to a prompt than the null prompts and the other prompts are
+(``EngineConfig.presence``), nothing further is computed for it. Later, a target is absent
+where a stage has nothing to hand on.
 """
 
 import numpy as np
@@ -19,19 +21,28 @@ REASONS = {
 }
 
 
-def find_absence(
-    contrast: float, least: float | None, saliency: np.ndarray, boxes: np.ndarray
-) -> str:
+def is_present(contrast: np.ndarray, least: float | None) -> np.ndarray:
+    """Which prompts the image may show, before anything is located: bool (P,).
+
+    Args:
+        contrast: float (P,), see ``Segmentation.contrast``; NaN never decides.
+        least: the contrast below which a target is absent, or None.
+    """
+    if least is None:
+        return np.ones(contrast.shape, bool)
+    return ~(contrast < least)
+
+
+def find_absence(present: bool, saliency: np.ndarray, boxes: np.ndarray) -> str:
     """Why the stages before SAM hold a target for absent, or nothing.
 
     Args:
-        contrast: see ``Segmentation.contrast``; NaN never decides.
-        least: the contrast below which a target is absent, or None.
+        present: see ``is_present``; it is asked first, so its reason goes before the others.
         saliency: float32 (H, W) in [0, 1].
         boxes: int32 (K, 4) around the components of the refined saliency.
     """
+    if not present:
+        return NOT_IN_IMAGE
     if not saliency.any():
         return NO_SALIENCY
-    if least is not None and contrast < least:
-        return NOT_IN_IMAGE
     return "" if len(boxes) else NO_COMPONENT

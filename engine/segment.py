@@ -35,8 +35,8 @@ class BoxMasks:
 class Segmenter:
     """Box-prompted SAM on one device.
 
-    Images and boxes travel in batches of exactly ``batch`` and ``boxes`` rows, the last
-    one padded, so that results do not depend on how the work was grouped.
+    Images and boxes travel in batches of at most ``batch`` and ``boxes`` rows; results do not
+    depend on how the work was grouped.
     """
 
     encoder: Callable[..., Tensor]
@@ -72,21 +72,26 @@ class Segmenter:
 
     def encode_image(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 (H, W, 3) images of any sizes → one (C, g, g) embedding each."""
+        return self.encode_resized([self.resize(rgb) for rgb in images])
+
+    def encode_resized(self, resized: Sequence[np.ndarray]) -> list[Tensor]:
+        """Images as ``resize`` gives them → one (C, g, g) embedding each."""
         out: list[Tensor] = []
-        for start in range(0, len(images), self.batch):
-            group = [self.prepare(rgb) for rgb in images[start : start + self.batch]]
-            short = self.batch - len(group)
-            pixels = torch.stack(group + [torch.zeros_like(group[0])] * short).to(self.device)
-            out += list(self.encoder(pixels)[: len(group)])
+        for start in range(0, len(resized), self.batch):
+            group = [self.prepare(image) for image in resized[start : start + self.batch]]
+            out += list(self.encoder(torch.stack(group)))
         return out
 
-    def prepare(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) → normalised (3, S, S), zeros below and right of the image."""
-        resized = resize_image(rgb, self.config)
+    def resize(self, rgb: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) → uint8 (h, w, 3); pixel work, for any CPU thread."""
+        return resize_image(rgb, self.config)
+
+    def prepare(self, resized: np.ndarray) -> Tensor:
+        """uint8 (h, w, 3) → normalised (3, S, S) on the device, zeros below and right of it."""
         height, width = resized.shape[:2]
-        pixels = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
-        mean = torch.tensor(self.config.pixel_mean)[:, None, None]
-        std = torch.tensor(self.config.pixel_std)[:, None, None]
+        pixels = torch.tensor(resized, device=self.device).permute(2, 0, 1).float()
+        mean = torch.tensor(self.config.pixel_mean, device=self.device)[:, None, None]
+        std = torch.tensor(self.config.pixel_std, device=self.device)[:, None, None]
         side = self.config.image_size
         return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
 
@@ -144,13 +149,10 @@ class Segmenter:
         logits, ious = [], []
         for start in range(0, len(owners), self.boxes):
             group = [embeddings[n] for n in owners[start : start + self.boxes]]
-            count = len(group)
-            stacked = torch.stack(group + [group[0]] * (self.boxes - count))
-            wanted = scaled[start : start + count].to(self.device)
-            wanted = torch.cat([wanted, wanted[:1].expand(self.boxes - count, -1)])
-            low, iou = self.decoder(stacked, wanted)
-            logits.append(low[:count].float())
-            ious.append(iou[:count].float())
+            wanted = scaled[start : start + self.boxes].to(self.device)
+            low, iou = self.decoder(torch.stack(group), wanted)
+            logits.append(low.float())
+            ious.append(iou.float())
         return torch.cat(logits), torch.cat(ious)
 
     def _gather(self, logits: Tensor, ious: Tensor, shape: tuple[int, int]) -> BoxMasks:

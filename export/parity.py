@@ -148,17 +148,16 @@ def make_inputs(
     rows = max(BATCHES)
     encoder, segmenter = pipeline.encoder, pipeline.segmenter
     chosen = [images[n % len(images)] for n in range(rows)]
-    asked = torch.stack([pipeline.ask(rgb, prompts).image for rgb in chosen])
-    pixels = encoder.normalise(asked)
+    pixels = pipeline.to_pixels([pipeline.fit(rgb) for rgb in chosen])
     texts = [text for group in prompts.texts.values() for text in group]
     tokens = encoder.tokenizer([texts[n % len(texts)] for n in range(rows)])
     tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(encoder.device)
-    large = torch.stack([segmenter.prepare(rgb) for rgb in chosen]).to(encoder.device)
+    large = torch.stack([segmenter.prepare(segmenter.resize(rgb)) for rgb in chosen])
     side = segmenter.config.image_size
     boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.3, 0.3, 0.9, 0.8], [0.2, 0.1, 0.5, 0.4]])
     return {
         "text": (tokens,),
-        "features": (pixels, pipeline.encode_prompts(prompts)),
+        "features": (pixels, pipeline.encode_prompts(prompts).to(encoder.device)),
         "score": (pixels,),
         "sam_encoder": (large,),
         "sam_decoder": (segmenter.encoder(large), (boxes * side).to(encoder.device)),

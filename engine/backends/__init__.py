@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from medclipsam.engine.backends.lanes import PARTS, Full, Lanes
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import Bundle
 
@@ -101,8 +102,9 @@ def open_graph(
     """The graph ``name`` of ``bundle`` on ``device``.
 
     Args:
-        batch: how many rows the first input always has; compiled backends build for it.
-            Without it any number may come.
+        batch: the most rows that the first input has. The graph always runs with as many:
+            fewer are filled up, so that a row's bytes do not depend on their number, and
+            compiled backends build for one shape. Without it any number may come.
         settings: what the graph depends on besides weights: ``precision``, ``target`` and
             ``block`` of ``features``, ``blocks`` of ``lower`` and ``upper``.
 
@@ -112,6 +114,20 @@ def open_graph(
     """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    graph = _open(bundle, name, device, backend, batch, **settings)
+    if batch is None or name not in PARTS or isinstance(graph, Lanes):
+        return graph
+    return Full(graph, batch)
+
+
+def _open(
+    bundle: Bundle,
+    name: str,
+    device: torch.device,
+    backend: str,
+    batch: int | None,
+    **settings: Any,
+) -> Callable[..., Any]:
     if backend == "torch":
         require_precision(device, settings.get("precision", "fp32"))
         from medclipsam.engine.backends import pytorch

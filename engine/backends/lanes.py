@@ -1,9 +1,12 @@
-"""A batch on the CPU as small parts side by side, one core each.
+"""Batches of one shape, whatever comes; on the CPU as small parts side by side, one core each.
+
+Arithmetic chooses its kernels by the shape, so that a row's bytes would depend on how many rows
+stand beside it: what is missing to a full batch is filled up, and cut off the result.
 
 torch's own threads share every single operation and meet after each: small operations gain
 little, and when anything else wants a core (a CRF, a decoder, another program), all wait for
 the slowest at every meeting. Parts of a batch need not meet. Their size is fixed, so that
-results do not depend on the number of cores.
+results do not depend on the number of cores, and only the last part is filled up.
 """
 
 import os
@@ -17,8 +20,31 @@ from torch import Tensor
 PARTS = {"score": 8, "sam_encoder": 1, "sam_decoder": 4}  # rows, images, boxes of a part
 
 
+class Full:
+    """A graph that always runs with ``batch`` rows, and takes any number up to that."""
+
+    def __init__(self, run: Callable[..., Any], batch: int):
+        self._run, self._batch = run, batch
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        count = len(inputs[0])
+        found = self._run(*(fill(each, self._batch) for each in inputs))
+        return cut(found, count) if count < self._batch else found
+
+
+def fill(rows: Tensor, count: int) -> Tensor:
+    """``rows`` (N, …) with the first one repeated behind them, up to ``count``."""
+    missing = count - len(rows)
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
+
+
+def cut(found: Any, count: int) -> Any:
+    """The first ``count`` rows of a tensor, or of each of a tuple."""
+    return tuple(each[:count] for each in found) if isinstance(found, tuple) else found[:count]
+
+
 class Lanes:
-    """A graph that splits its inputs along their first axis.
+    """A graph that splits its inputs along their first axis into full parts.
 
     Args:
         run: the graph: tensors → a tensor or a tuple of tensors.
@@ -33,9 +59,10 @@ class Lanes:
 
     def __call__(self, *inputs: Tensor) -> Any:
         parts = list(zip(*(each.split(self._part) for each in inputs), strict=True))
+        run = Full(self._run, self._part)
         if len(parts) == 1:
-            return self._run(*inputs)
-        results = list(self._lanes().map(lambda part: self._run(*part), parts))
+            return run(*inputs)
+        results = list(self._lanes().map(lambda part: run(*part), parts))
         if isinstance(results[0], tuple):
             return tuple(torch.cat(each) for each in zip(*results, strict=True))
         return torch.cat(results)

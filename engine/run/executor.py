@@ -58,6 +58,7 @@ class ExecutorContext:
     """What an executor works with, whatever its models.
 
     Attributes:
+        fitters: CPU threads for fit_image.
         refiners: CPU threads for refine_mask.
         inbox: where loaded items and refined frames arrive.
         meter: where the time goes.
@@ -68,6 +69,7 @@ class ExecutorContext:
         keep_crf: keep ``Segmentation.crf_mask`` in ``Work.segments``.
     """
 
+    fitters: Hop
     refiners: Hop
     inbox: Inbox
     meter: Meter
@@ -123,8 +125,8 @@ class Executor(ABC):
         self.inbox, self.meter = context.inbox, context.meter
         self.done, self.failed, self.passed = context.done, context.failed, context.passed
         self.keep_saliency, self.keep_crf = context.keep_saliency, context.keep_crf
-        self._refiners = context.refiners
-        self._refining = 0  # frames with the CPU threads
+        self._fitters, self._refiners = context.fitters, context.refiners
+        self._fitting, self._refining = 0, 0  # frames with the CPU threads
         self._loaded: deque[tuple[Work, int]] = deque()
 
     @abstractmethod
@@ -135,6 +137,10 @@ class Executor(ABC):
     @abstractmethod
     def _queued(self) -> bool:
         """Whether a frame waits for any step."""
+
+    @abstractmethod
+    def _fit(self, work: Work, index: int) -> Step:
+        """fit_image of a frame, on a CPU thread; the executor runs what it gives."""
 
     @abstractmethod
     def _segment_alone(self, frame: Frame) -> dict[str, Segmentation]:
@@ -152,7 +158,7 @@ class Executor(ABC):
             news = self.inbox.drain(block=False)
             if stop.is_set():
                 self._drop_unbegun()
-                if not self._queued and not self._refining:
+                if not (self._queued or self._fitting or self._refining):
                     return
             step = self._next_step(moving > 0 and patient)
             if step:
@@ -176,14 +182,14 @@ class Executor(ABC):
         work.segments = [{} for _ in work.image.frames]
         work.missing = len(work.segments)
         self._loaded.append((work, 0))
-        self.meter.wait("encode_image", len(work.segments))
+        self.meter.wait("fit_image", len(work.segments))
 
     def _drop_unbegun(self) -> None:
         kept = [(work, index) for work, index in self._loaded if index]
         dropped = sum(work.missing for work, index in self._loaded if not index)
         self._loaded = deque(kept)
         if dropped:
-            self.meter.wait("encode_image", -dropped)
+            self.meter.wait("fit_image", -dropped)
 
     def _next_frame(self) -> tuple[Work, int] | None:
         """The next frame that was loaded; None if its item was given up meanwhile."""
@@ -192,7 +198,7 @@ class Executor(ABC):
             self._loaded[0] = (work, index + 1)
         else:
             self._loaded.popleft()
-        self.meter.wait("encode_image", -1)
+        self.meter.wait("fit_image", -1)
         if work.error is None:
             return work, index
         self._count_down(work)
@@ -219,24 +225,43 @@ class Executor(ABC):
             self._one_by_one(frames, exc)
             return None
 
+    def _fit_next(self) -> None:
+        """Let a CPU thread fit the next frame."""
+        taken = self._next_frame()
+        if taken is None:
+            return
+        work = taken[0]
+
+        def fitted(then: Step) -> None:
+            self._fitting -= 1
+            then()
+
+        self._fitting += 1
+        self._fitters.send(
+            partial(self._aside, "fit_image", work, partial(self._fit, *taken), fitted)
+        )
+
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
 
-        def task() -> Step:
-            try:
-                with at_stage("refine_mask"):
-                    then = refine()
-                self.passed("refine_mask")
-                return partial(self._refined, then)
-            except Exception as exc:
-                return partial(self._refined, partial(self._fail, frame.work, exc))
+        def refined(then: Step) -> None:
+            self._refining -= 1
+            then()
 
         self._refining += 1
-        self._refiners.send(task)
+        self._refiners.send(partial(self._aside, "refine_mask", frame.work, refine, refined))
 
-    def _refined(self, then: Step) -> None:
-        self._refining -= 1
-        then()
+    def _aside(
+        self, stage: str, work: Work, compute: Callable[[], Step], then: Callable[[Step], None]
+    ) -> Step:
+        """A stage on a CPU thread; an item that fails in it is given up by the executor."""
+        try:
+            with at_stage(stage):
+                step = compute()
+            self.passed(stage)
+        except Exception as exc:
+            step = partial(self._fail, work, exc)
+        return partial(then, step)
 
     def _keep(self, frame: Frame, segments: dict[str, Segmentation]) -> None:
         """A frame is through: keep what is delivered of it."""

@@ -18,6 +18,7 @@ from medclipsam.engine.errors import OutputError
 
 STAGES = (
     "read_image",
+    "fit_image",
     "encode_image",
     "compute_saliency",
     "refine_mask",

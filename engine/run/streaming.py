@@ -97,7 +97,9 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
     """
     cv2.setNumThreads(1)  # images run side by side; OpenCV's own threads would compete
     threads, meter, delivery = job.method.threads, job.meter, job.delivery
-    meter.set_workers(read_image=threads, refine_mask=threads, write_mask=threads)
+    meter.set_workers(
+        read_image=threads, fit_image=threads, refine_mask=threads, write_mask=threads
+    )
     inbox, budget, census = Inbox(stop), Budget(job.memory, stop), Census()
     sources: dict[str, ItemRef] = {}  # names in the run folder → names in the archive
     usual = 0  # bytes that items cost, a running mean
@@ -216,6 +218,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
         decoders = stack.enter_context(Decoders(threads, job.limits))
         listed = stack.enter_context(Seen())
         readers = Hop("read_image", threads, inbox, meter)
+        fitters = Hop("fit_image", threads, inbox, meter)
         refiners = Hop("refine_mask", threads, inbox, meter)
         writers = Hop("write_mask", threads, inbox, meter, brings=False)
         committers = Hop("commit", 1, inbox, meter, brings=False)
@@ -224,7 +227,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
             *(lambda work: budget.give(work.cost), job.observer),
         )
         context = ExecutorContext(
-            *(refiners, inbox, meter, finish, give_up, streak.passed),
+            *(fitters, refiners, inbox, meter, finish, give_up, streak.passed),
             *("saliency" in delivery.formats, "crf" in delivery.formats),
         )
         lister = Thread(target=list_entries, name="list", daemon=True)
@@ -243,6 +246,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
             if stopped:
                 decoders.close()  # what is still being read is not wanted any more
             readers.close(drop=stopped, patience=GRACE if stopped else None)
+            fitters.close(drop=broken)
             refiners.close(drop=broken)
             writers.close(drop=broken)
             if not stopped:

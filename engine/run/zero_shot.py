@@ -1,6 +1,5 @@
 """The zero-shot method on the device: saliency, SAM's encoder and its decoder, in batches."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,15 +18,25 @@ from medclipsam.engine.run.executor import (
     Waiting,
     quantise,
 )
-from medclipsam.engine.saliency import RowQueue
+from medclipsam.engine.run.work import Work
+from medclipsam.engine.saliency import Answer, Probe, RowQueue
 from medclipsam.engine.segment import BoxMasks
 from medclipsam.engine.types import Segmentation
+
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(eq=False)
 class ZeroShotFrame(Frame):
-    """A frame and what the stages so far have found in it."""
+    """A frame and what the stages so far have found in it.
 
+    Attributes:
+        square: uint8 (S, S, 3), what CLIP sees, until it is encoded.
+        resized: uint8 (h, w, 3), what SAM sees, if it is asked.
+    """
+
+    square: np.ndarray = field(default_factory=lambda: NO_PIXELS)
+    resized: np.ndarray = field(default_factory=lambda: NO_PIXELS)
     found: list[Localization] = field(default_factory=list)
     masks: dict[str, BoxMasks | None] = field(default_factory=dict)
 
@@ -42,50 +51,71 @@ class Pair:
 
 
 class ZeroShotExecutor(Executor):
-    """Every stage of a ``Pipeline``; refine_mask on the CPU threads."""
+    """Every stage of a ``Pipeline``; fit_image and refine_mask on the CPU threads."""
 
     LOWER_MEMORY = "--set segment.batch=1 --set saliency.rows=16"
 
     def __init__(self, pipeline: Pipeline, context: ExecutorContext):
         super().__init__(context)
         self.pipeline = pipeline
+        self._maps = self.keep_saliency or self.keep_crf  # of absent prompts, too
+        self._fitted: Waiting[ZeroShotFrame] = Waiting("encode_image", self.meter)
         self._rows = RowQueue(pipeline.encoder)
-        self._asked: deque[ZeroShotFrame] = deque()  # whose rows are in the queue
         self._boxed: Waiting[ZeroShotFrame] = Waiting("segment_encode", self.meter)
         self._pairs: Waiting[Pair] = Waiting("segment_decode", self.meter)
 
     @property
     def _queued(self) -> bool:
-        return bool(self._loaded or self._asked or self._boxed or self._pairs)
+        return bool(self._loaded or self._fitted or self._rows or self._boxed or self._pairs)
 
     def _next_step(self, moving: bool) -> Step | None:
-        """Most downstream full batch first, then what is left."""
-        segmenter = self.pipeline.segmenter
+        """Most downstream full batch first; then parts of batches, most upstream first, since
+        what comes out of them fills others."""
+        segmenter, most = self.pipeline.segmenter, self.pipeline.encoder.rows
         if sum(len(pair.found.boxes) for pair in self._pairs) >= segmenter.boxes:
             return self._decode
         if len(self._boxed) >= segmenter.batch:
             return self._encode_boxed
         if self._rows.full:
             return self._score
-        if self._loaded:
-            return self._ask
+        if len(self._fitted) >= most:
+            return self._encode
+        if self._loaded and self._fitting + len(self._fitted) < 2 * most:
+            return self._fit_next
         if moving:
             return None
-        if self._pairs:
-            return self._decode
+        if self._fitted:
+            return self._encode
+        if self._rows:
+            return self._score
         if self._boxed:
             return self._encode_boxed
-        return self._score if self._asked else None
+        return self._decode if self._pairs else None
 
-    def _ask(self) -> None:
-        taken = self._next_frame()
-        if taken is None:
+    def _fit(self, work: Work, index: int) -> Step:
+        frame = ZeroShotFrame(work, index)
+        frame.square = self.pipeline.fit(frame.rgb)
+        return partial(self._fitted.put, frame)
+
+    def _encode(self) -> None:
+        """encode_image; what is not in an image is known then, and costs nothing further."""
+        frames = self._fitted.take(self.pipeline.encoder.rows)
+        embeddings = self._batch(
+            "encode_image",
+            frames,
+            lambda: self.pipeline.encode_image([frame.square for frame in frames]),
+        )
+        if embeddings is None:
             return
-        frame = ZeroShotFrame(*taken)
+        for frame, embedding in zip(frames, embeddings, strict=True):
+            self._ask(frame, embedding)
+        self._collect()
+
+    def _ask(self, frame: ZeroShotFrame, embedding: Tensor) -> None:
         before = self._rows.waiting
         try:
-            with self._at("encode_image"):
-                self._rows.add(self.pipeline.open_probe(frame.rgb, frame.work.prompts))
+            with self._at("compute_saliency", 0, whole=False):
+                self._rows.add(self._open_probe(frame, embedding), frame)
         except ConfigError as exc:
             frame.work.error = InputError("encode_prompts", "no-prompt", str(exc))
             self._count_down(frame.work)
@@ -93,47 +123,64 @@ class ZeroShotExecutor(Executor):
         except Exception as exc:
             self._one_by_one([frame], exc)
             return
+        frame.square = NO_PIXELS
         self.meter.wait("compute_saliency", self._rows.waiting - before)
-        self._asked.append(frame)
-        self._collect()
+
+    def _open_probe(self, frame: ZeroShotFrame, embedding: Tensor) -> Probe:
+        return self.pipeline.open_probe(frame.square, embedding, frame.work.prompts, self._maps)
 
     def _score(self) -> None:
-        rows = min(self._rows.waiting, self.pipeline.encoder.rows)
+        before = self._rows.waiting
         try:
-            with self._at("compute_saliency", rows, whole=False):
+            with self._at("compute_saliency", min(before, self._rows.most), whole=False):
                 self._rows.run()
         except Exception as exc:
-            self._restart(exc)
+            self._restart(exc, before)
             return
-        self.meter.wait("compute_saliency", -rows)
+        self.meter.wait("compute_saliency", self._rows.waiting - before)
         self._collect()
 
     def _collect(self) -> None:
-        """Hand frames whose rows are all embedded to the CPU threads."""
+        """Hand frames whose rows are all embedded to the CPU threads; those without any are
+        through."""
         try:
             with at_stage("compute_saliency"):
-                for answer in self._rows.finished():
-                    cells = to_numpy(answer)
-                    self.passed("compute_saliency")
-                    frame = self._asked.popleft()  # not before: it is among those to restart
-                    self._refine(frame, partial(self._localize, frame, cells))
+                for frame, answer in self._rows.finished():
+                    if len(answer.wanted):
+                        self._refine(frame, partial(self._localize, frame, answer))
+                    else:
+                        self._conclude(frame, answer)
         except Exception as exc:
-            self._restart(exc)
+            self._restart(exc, self._rows.waiting)
 
-    def _restart(self, exc: Exception) -> None:
-        """A batch of rows failed: its frames, which share it, are done again one by one."""
-        frames = list(self._asked)
-        self.meter.wait("compute_saliency", -self._rows.waiting)
-        self._rows.clear()
-        self._asked.clear()
-        self._one_by_one(frames, exc)
+    def _restart(self, exc: Exception, waiting: int) -> None:
+        """A batch of rows failed: the frames in the queue are done again one by one."""
+        self.meter.wait("compute_saliency", -waiting)
+        self._one_by_one(self._rows.clear(), exc)
 
-    def _localize(self, frame: ZeroShotFrame, answer: tuple[np.ndarray, np.ndarray]) -> Step:
-        """refine_mask and extract_boxes; on a CPU thread."""
-        for found in self.pipeline.refine(frame.rgb, frame.work.prompts, answer):
+    def _conclude(self, frame: ZeroShotFrame, answer: Answer) -> None:
+        """No prompt is in this frame: there is nothing left to compute."""
+        try:
+            with at_stage("refine_mask"):
+                found = self.pipeline.refine(frame.rgb, frame.work.prompts, to_numpy(answer))
+                frame.found = [replace(each, saliency=NO_MAP) for each in found]
+        except Exception as exc:
+            self._fail(frame.work, exc)
+            return
+        self._take_localized(frame)
+
+    def _localize(self, frame: ZeroShotFrame, answer: Answer) -> Step:
+        """What is left of compute_saliency, refine_mask and extract_boxes; on a CPU thread."""
+        with at_stage("compute_saliency"):
+            located = to_numpy(answer)
+        self.passed("compute_saliency")
+        for found in self.pipeline.refine(frame.rgb, frame.work.prompts, located):
             if self.keep_saliency:
                 frame.saliency[found.label] = quantise(found.saliency)
             frame.found.append(replace(found, saliency=NO_MAP))
+        if any(len(found.boxes) for found in frame.found):
+            with at_stage("segment_encode"):
+                frame.resized = self.pipeline.segmenter.resize(frame.rgb)
         return partial(self._take_localized, frame)
 
     def _take_localized(self, frame: ZeroShotFrame) -> None:
@@ -148,11 +195,12 @@ class ZeroShotExecutor(Executor):
         embeddings = self._batch(
             "segment_encode",
             frames,
-            lambda: self.pipeline.segmenter.encode_image([frame.rgb for frame in frames]),
+            lambda: self.pipeline.segmenter.encode_resized([frame.resized for frame in frames]),
         )
         if embeddings is None:
             return
         for frame, embedding in zip(frames, embeddings, strict=True):
+            frame.resized = NO_PIXELS
             for found in frame.found:
                 if len(found.boxes):
                     self._pairs.put(Pair(frame, found, embedding))
@@ -205,14 +253,18 @@ class ZeroShotExecutor(Executor):
 
     def _segment_alone(self, frame: Frame) -> dict[str, Segmentation]:
         pipeline, prompts, rows = self.pipeline, frame.work.prompts, RowQueue(self.pipeline.encoder)
+        with at_stage("fit_image"):
+            square = pipeline.fit(frame.rgb)
         with self._at("encode_image"):
-            rows.add(pipeline.open_probe(frame.rgb, prompts))
-        with self._at("compute_saliency", rows.waiting):
+            (embedding,) = pipeline.encode_image([square])
+        with self._at("compute_saliency"):
+            rows.add(pipeline.open_probe(square, embedding, prompts, self._maps))
             while rows.waiting:
                 rows.run()
-            (answer,) = map(to_numpy, rows.finished())
+            ((_, answer),) = rows.finished()
+            located = to_numpy(answer)
         with self._at("refine_mask"):
-            found = list(pipeline.refine(frame.rgb, prompts, answer))
+            found = list(pipeline.refine(frame.rgb, prompts, located))
         boxed = [f for f in found if len(f.boxes)]
         masks: dict[str, BoxMasks | None] = {}
         if boxed:

@@ -1,12 +1,11 @@
 """Where in the image the prompt is: one interface, several methods.
 
-A method is a file with a function ``probe(model, image, question, config)``, which says
-which masked images it wants to see and what it makes of them. Another one is one more file,
-and its name in ``SaliencyConfig.method``.
+A method is a file with a function ``probe(model, question, config)``, which says which masked
+images it wants to see, in rounds if need be, and what it makes of them: a function that gives
+the maps (``Maps``). Another one is one more file, and its name in ``SaliencyConfig.method``.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from importlib import import_module
 
 from medclipsam.engine.config import SaliencyConfig
@@ -16,8 +15,8 @@ from medclipsam.engine.saliency.contrastcam import contrastcam
 from medclipsam.engine.saliency.gradcam import gradcam
 from medclipsam.engine.saliency.gscorecam import gscorecam
 from medclipsam.engine.saliency.m2ib import m2ib
-from medclipsam.engine.saliency.question import Answer, Question
-from medclipsam.engine.saliency.rows import Probe, RowQueue, run_probes
+from medclipsam.engine.saliency.question import Answer, Maps, Question, ask
+from medclipsam.engine.saliency.rows import Probe, RowQueue, run_probes, then
 from medclipsam.engine.saliency.scorecam import scorecam
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "Question",
     "RowQueue",
     "SaliencyConfig",
+    "ask",
     "compute_saliency",
     "contrastcam",
     "gradcam",
@@ -48,9 +48,11 @@ def compute_saliency(
 
 
 def open_probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
-    """Encode the image of ``question``; the probe finishes with its ``Answer``."""
+    """The first round of a question; the last one finishes with its ``Answer``."""
+    contrast = contrasts(question.prompts, question.nulls, question.embedding)
+
+    def answer(maps: Maps) -> Answer:
+        return Answer(maps, question.wanted, contrast)
+
     method = import_module(f"{__name__}.{config.method}")
-    image = model.normalise(question.image[None])[0]
-    probe: Probe = method.probe(model, image, question, config)
-    contrast = contrasts(question.prompts, question.nulls, probe.embedding)
-    return replace(probe, finish=lambda rows: Answer(probe.finish(rows), contrast))
+    return then(method.probe(model, question, config), answer)

@@ -26,7 +26,7 @@ from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.contrast import contrast_directions
 from medclipsam.engine.saliency.masks import gaussian_blur, scale_map, spot_masks
-from medclipsam.engine.saliency.question import Question
+from medclipsam.engine.saliency.question import Maps, Question, ask
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 FINE = 4
@@ -60,30 +60,18 @@ def contrastcam(
     Returns:
         float32 (B, P, FINE·g, FINE·g) in [0, 1], all zero where nothing speaks for the prompt.
     """
-    return stack_maps(
-        model,
-        (
-            probe_contrastcam(model, image, prompts, nulls, blur, spot, ridge)
-            for image in model.normalise(images)
-        ),
-    )
+    asked = ask(model, images, prompts, nulls)
+    return stack_maps(model, (probe_contrastcam(model, q, blur, spot, ridge) for q in asked))
 
 
 def probe_contrastcam(
-    model: ClipEncoder,
-    image: Tensor,
-    prompts: Tensor,
-    nulls: Tensor,
-    blur: float,
-    spot: float,
-    ridge: float,
+    model: ClipEncoder, question: Question, blur: float, spot: float, ridge: float
 ) -> Probe:
-    """Rows of one normalised (3, S, S) image: each spot shown, then each deleted."""
-    embeddings, maps, _ = model.features(image[None], prompts[:0])
-    cells = maps.shape[-1]
+    """Rows of one image: each spot shown, then each deleted."""
+    image, cells = question.image, model.cells
     fill = gaussian_blur(image[None], blur * model.image_size)[0]
     places, width = max(1, cells - 1), spot / cells
-    directions = contrast_directions(prompts, nulls, embeddings[0])
+    directions = contrast_directions(question.prompts, question.nulls, question.embedding)
 
     def make(start: int, stop: int) -> Tensor:
         index = torch.arange(start, stop, device=image.device)
@@ -91,30 +79,30 @@ def probe_contrastcam(
         keep = torch.where((index < places**2)[:, None, None], spots, 1 - spots)
         return torch.lerp(fill, image, keep[:, None])
 
-    def finish(rows: Tensor) -> Tensor:
-        solver = _ridge_solver(places, width, FINE * cells, ridge, rows.device)
-        cam = (solver @ (model.logit_scale * rows @ directions.T).double()).T.float()
-        return scale_map(cam.unflatten(1, (FINE * cells, FINE * cells)).relu())
+    def finish(rows: Tensor) -> Maps:
+        def maps() -> Tensor:
+            solver = _ridge_solver(places, width, FINE * cells, ridge)
+            scores = model.logit_scale * rows @ directions[question.wanted].T
+            cam = (solver @ scores.double()).T.float()
+            return scale_map(cam.unflatten(1, (FINE * cells, FINE * cells)).relu())
 
-    return Probe(embeddings[0], 2 * places**2, make, finish)
+        return maps
+
+    return Probe(2 * places**2, make, finish)
 
 
 @lru_cache(maxsize=8)
-def _ridge_solver(
-    places: int, width: float, side: int, ridge: float, device: torch.device
-) -> Tensor:
+def _ridge_solver(places: int, width: float, side: int, ridge: float) -> Tensor:
     """(side², R) float64: scores of all rows → β at side × side points, as sum over a cell."""
-    spots = spot_masks(places, width, side, torch.arange(places**2, device=device))
+    spots = spot_masks(places, width, side, torch.arange(places**2))
     design = torch.cat([spots, 1 - spots]).flatten(1).double()
     centred = design - design.mean(0)
     gram = centred @ centred.T
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    centring = torch.eye(len(gram), dtype=gram.dtype, device=device) - 1 / len(gram)
+    centring = torch.eye(len(gram), dtype=gram.dtype) - 1 / len(gram)
     return FINE**2 * centred.T @ torch.linalg.solve(gram, centring)
 
 
-def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
     """The method as settings name it."""
-    return probe_contrastcam(
-        model, image, question.prompts, question.nulls, config.blur, config.spot, config.ridge
-    )
+    return probe_contrastcam(model, question, config.blur, config.spot, config.ridge)

@@ -6,7 +6,7 @@ from torch import Tensor
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
-from medclipsam.engine.saliency.question import Question
+from medclipsam.engine.saliency.question import Question, ask
 from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
 
 
@@ -15,18 +15,17 @@ def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
 
     Args and result as ``gscorecam``; no masked image is embedded.
     """
-    return stack_maps(
-        model, (probe_gradcam(model, image, prompts) for image in model.normalise(images))
-    )
+    return stack_maps(model, (probe_gradcam(model, q) for q in ask(model, images, prompts)))
 
 
-def probe_gradcam(model: ClipEncoder, image: Tensor, prompts: Tensor) -> Probe:
-    """One normalised (3, S, S) image."""
-    embeddings, maps, importance = model.features(image[None], prompts)
-    cam = torch.einsum("pc,chw->phw", importance[0], maps[0]).relu()
-    return no_rows(embeddings[0], scale_map(cam))
+def probe_gradcam(model: ClipEncoder, question: Question) -> Probe:
+    """One image."""
+    prompts = question.prompts[question.wanted].to(question.image.device)
+    _, maps, importance = model.features(question.image[None], prompts)
+    cam = torch.einsum("pc,chw->phw", importance[0], maps[0])
+    return no_rows(lambda: scale_map(cam.cpu().relu()))
 
 
-def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
     """The method as settings name it."""
-    return probe_gradcam(model, image, question.prompts)
+    return probe_gradcam(model, question)

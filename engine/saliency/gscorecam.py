@@ -6,7 +6,7 @@ from torch import Tensor
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import channel_masks, scale_map
-from medclipsam.engine.saliency.question import Question
+from medclipsam.engine.saliency.question import Maps, Question, ask
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 
 
@@ -28,35 +28,39 @@ def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300)
     Returns:
         float32 (B, P, g, g) in [0, 1], all zero where no channel speaks for the prompt.
     """
-    return stack_maps(
-        model, (probe_gscorecam(model, image, prompts, k) for image in model.normalise(images))
-    )
+    return stack_maps(model, (probe_gscorecam(model, q, k) for q in ask(model, images, prompts)))
 
 
-def probe_gscorecam(model: ClipEncoder, image: Tensor, prompts: Tensor, k: int) -> Probe:
-    """Rows of one normalised (3, S, S) image.
+def probe_gscorecam(model: ClipEncoder, question: Question, k: int) -> Probe:
+    """Rows of one image.
 
     Channel masks do not depend on the prompt, so with several prompts the union of their
     channels is embedded, once.
     """
-    embeddings, activations, importance = model.features(image[None], prompts)
+    image, prompts = question.image, question.prompts[question.wanted]
+    _, activations, importance = model.features(image[None], prompts.to(image.device))
     activation = activations[0]
-    wanted = importance[0].topk(min(k, len(activation)), dim=1).indices
+    wanted = importance[0].cpu().topk(min(k, len(activation)), dim=1).indices
     union = torch.unique(wanted)
 
     def make(start: int, stop: int) -> Tensor:
-        return image[None] * channel_masks(activation[union[start:stop]], model.image_size)
+        chosen = union[start:stop].to(image.device)
+        return image[None] * channel_masks(activation[chosen], model.image_size)
 
-    def finish(rows: Tensor) -> Tensor:
-        logits = model.logit_scale * rows @ prompts.T
-        scores = torch.zeros(len(prompts), len(activation), device=rows.device)
-        for p, channels in enumerate(wanted):
-            scores[p, channels] = logits[torch.searchsorted(union, channels), p]
-        return scale_map(torch.einsum("pc,chw->phw", scores.softmax(1), activation).relu())
+    def finish(rows: Tensor) -> Maps:
+        def maps() -> Tensor:
+            logits = model.logit_scale * rows @ prompts.T
+            scores = torch.zeros(len(prompts), len(activation))
+            for p, channels in enumerate(wanted):
+                scores[p, channels] = logits[torch.searchsorted(union, channels), p]
+            cam = torch.einsum("pc,chw->phw", scores.softmax(1), activation.cpu())
+            return scale_map(cam.relu())
 
-    return Probe(embeddings[0], len(union), make, finish)
+        return maps
+
+    return Probe(len(union), make, finish)
 
 
-def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
     """The method as settings name it."""
-    return probe_gscorecam(model, image, question.prompts, config.k)
+    return probe_gscorecam(model, question, config.k)

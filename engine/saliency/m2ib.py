@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
-from medclipsam.engine.saliency.question import Question
+from medclipsam.engine.saliency.question import Question, ask
 from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
 
 START = 5.0  # of the logits of λ: nearly everything passes
@@ -42,19 +42,17 @@ def m2ib(
     Returns:
         float32 (B, P, g, g) in [0, 1].
     """
-    return stack_maps(
-        model, (probe_m2ib(model, image, prompts, beta, seed) for image in model.normalise(images))
-    )
+    asked = ask(model, images, prompts)
+    return stack_maps(model, (probe_m2ib(model, question, beta, seed) for question in asked))
 
 
-def probe_m2ib(model: ClipEncoder, image: Tensor, prompts: Tensor, beta: float, seed: int) -> Probe:
-    """One normalised (3, S, S) image."""
-    embeddings, maps, _ = model.features(image[None], prompts[:0])
-    tokens = model.lower(image[None])
-    patches = maps.shape[-1] ** 2
-    capacity = torch.stack([_fit(model, tokens, text, beta, seed) for text in prompts])
-    cells = capacity[:, -patches:].unflatten(1, maps.shape[-2:])
-    return no_rows(embeddings[0], scale_map(cells))
+def probe_m2ib(model: ClipEncoder, question: Question, beta: float, seed: int) -> Probe:
+    """One image."""
+    tokens = model.lower(question.image[None])
+    texts = question.prompts[question.wanted].to(tokens.device)
+    capacity = torch.stack([_fit(model, tokens, text, beta, seed) for text in texts])
+    cells = capacity[:, -(model.cells**2) :].unflatten(1, (model.cells, model.cells))
+    return no_rows(lambda: scale_map(cells.cpu()))
 
 
 def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, seed: int) -> Tensor:
@@ -75,6 +73,6 @@ def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, seed: in
     return capacity.detach().sum(-1)[0]
 
 
-def probe(model: ClipEncoder, image: Tensor, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
     """The method as settings name it."""
-    return probe_m2ib(model, image, question.prompts, config.beta, config.seed)
+    return probe_m2ib(model, question, config.beta, config.seed)

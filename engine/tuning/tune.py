@@ -21,7 +21,7 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.evaluation.pairing import Files, files_by_label, match_files, walk_files
 from medclipsam.engine.outputs import read_mask, safe_label
-from medclipsam.engine.pipeline import Pipeline
+from medclipsam.engine.pipeline import Located, Pipeline
 from medclipsam.engine.tuning.axes import AXES, Candidate, needs_gradients
 from medclipsam.engine.tuning.chance import chance, least_cases
 from medclipsam.engine.types import ItemRef, Prompts, Segmentation
@@ -133,7 +133,7 @@ class Tuner:
     nulls: tuple[str, ...] = ()
     observer: Callable[[Trial], None] = lambda trial: None
     left_out: list[str] = field(default_factory=list)
-    _answers: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    _answers: dict[Any, list[Located]] = field(default_factory=dict)
 
     def search(self, prompts: Prompts) -> tuple[Candidate, list[Trial]]:
         """The best settings found and every trial on the way."""

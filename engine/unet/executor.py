@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from medclipsam.engine.errors import at_stage
 from medclipsam.engine.run.executor import (
     NO_MAP,
     Executor,
@@ -15,12 +16,13 @@ from medclipsam.engine.run.executor import (
     Waiting,
     quantise,
 )
+from medclipsam.engine.run.work import Work
 from medclipsam.engine.types import Segmentation
 from medclipsam.engine.unet.pipeline import UnetPipeline
 
 
 class UnetExecutor(Executor):
-    """Every stage of a ``UnetPipeline``; refine_mask on the CPU threads."""
+    """Every stage of a ``UnetPipeline``; fit_image and refine_mask on the CPU threads."""
 
     LOWER_MEMORY = "--batch 1"
 
@@ -37,18 +39,13 @@ class UnetExecutor(Executor):
         """A full batch first, then what fills one, then what is left."""
         if len(self._prepared) >= self.pipeline.batch:
             return self._infer
-        if self._loaded:
-            return self._prepare
+        if self._loaded and self._fitting + len(self._prepared) < 2 * self.pipeline.batch:
+            return self._fit_next
         return self._infer if self._prepared and not moving else None
 
-    def _prepare(self) -> None:
-        taken = self._next_frame()
-        if taken is None:
-            return
-        frame = Frame(*taken)
-        pixels = self._batch("encode_image", [frame], lambda: self.pipeline.prepare(frame.rgb))
-        if pixels is not None:
-            self._prepared.put((frame, pixels))
+    def _fit(self, work: Work, index: int) -> Step:
+        frame = Frame(work, index)
+        return partial(self._prepared.put, (frame, self.pipeline.prepare(frame.rgb)))
 
     def _infer(self) -> None:
         taken = self._prepared.take(self.pipeline.batch)
@@ -70,7 +67,7 @@ class UnetExecutor(Executor):
         return partial(self._keep, frame, segments)
 
     def _segment_alone(self, frame: Frame) -> dict[str, Segmentation]:
-        with self._at("encode_image"):
+        with at_stage("fit_image"):
             pixels = self.pipeline.prepare(frame.rgb)
         with self._at("compute_saliency"):
             logits = self.pipeline.infer([pixels])[0]

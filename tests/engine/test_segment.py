@@ -154,7 +154,8 @@ def test_the_input_is_the_predictors(bundle, shape):
     hook = bundle.sam.image_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     predictor.set_image(picture(shape))
     hook.remove()
-    ours = Segmenter.open(bundle, CPU).prepare(picture(shape))
+    segmenter = Segmenter.open(bundle, CPU)
+    ours = segmenter.prepare(segmenter.resize(picture(shape)))
     torch.testing.assert_close(ours, seen[0][0], atol=1e-5, rtol=0)
 
 

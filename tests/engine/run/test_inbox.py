@@ -105,7 +105,7 @@ class Counting(Executor):
 
     def __init__(self, inbox, meter=None):
         self.inbox, self.meter = inbox, meter or Meter()
-        self._loaded, self._refining = deque(), 0
+        self._loaded, self._fitting, self._refining = deque(), 0, 0
         self.waiting, self.done = deque(), []
 
     def _next_step(self, moving):
@@ -117,6 +117,9 @@ class Counting(Executor):
     @property
     def _queued(self):
         return bool(self.waiting)
+
+    def _fit(self, work, index):
+        raise AssertionError("nothing was loaded")
 
     def _segment_alone(self, frame):
         return {}

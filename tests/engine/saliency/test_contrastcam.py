@@ -74,7 +74,8 @@ def planted_encoder(top, left, size=96, cells=12):
 
     encoder = ClipEncoder(
         text=None, features=features, score=score, lower=None, upper=None, tokenizer=None,
-        image_size=size, mean=(0.0,) * 3, std=(1.0,) * 3, logit_scale=1.0, device=CPU, rows=32,
+        image_size=size, cells=cells, mean=(0.0,) * 3, std=(1.0,) * 3, logit_scale=1.0, device=CPU,
+        rows=32,
     )  # fmt: skip
     rgb = torch.rand(1, 3, size, size, generator=generator) * 0.2
     rgb[(..., *region)] += 0.7

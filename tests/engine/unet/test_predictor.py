@@ -149,7 +149,7 @@ def test_a_stopped_run_resumes(predictor, archive, whole, tmp_path):
     same(out, whole)
 
 
-STAGES = {"prepare": "encode_image", "infer": "compute_saliency", "threshold": "refine_mask"}
+STAGES = {"prepare": "fit_image", "infer": "compute_saliency", "threshold": "refine_mask"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

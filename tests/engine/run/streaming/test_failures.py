@@ -12,15 +12,15 @@ from running.streamed import PROMPTS, contents, rows
 
 from medclipsam.engine.errors import BackendError, OutputError
 from medclipsam.engine.pipeline import Pipeline
-from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.segment import Segmenter
 
 STAGES = {
-    "ask": "encode_image",
+    "fit": "fit_image",
+    "encode_image": "encode_image",
     "score": "compute_saliency",
     "refine": "refine_mask",
-    "encode_image": "segment_encode",
+    "encode_resized": "segment_encode",
     "segment": "segment_decode",
 }
 
@@ -38,15 +38,20 @@ def test_a_failing_stage_costs_one_item(engine, archive, whole, tmp_path, monkey
 
         return call
 
-    if stage == "ask":
-        patch = fails_on(Pipeline.ask, lambda self, rgb, prompts: [rgb])
-        monkeypatch.setattr(Pipeline, "ask", patch)
+    if stage == "fit":
+        patch = fails_on(Pipeline.fit, lambda self, rgb: [rgb])
+        monkeypatch.setattr(Pipeline, "fit", patch)
+    elif stage == "encode_image":
+        culprit = engine.pipeline.fit(culprit)
+        patch = fails_on(Pipeline.encode_image, lambda self, squares: squares)
+        monkeypatch.setattr(Pipeline, "encode_image", patch)
     elif stage == "refine":
         patch = fails_on(Pipeline.refine, lambda self, rgb, prompts, answer: [rgb])
         monkeypatch.setattr(Pipeline, "refine", patch)
-    elif stage == "encode_image":
-        patch = fails_on(Segmenter.encode_image, lambda self, images: images)
-        monkeypatch.setattr(Segmenter, "encode_image", patch)
+    elif stage == "encode_resized":
+        culprit = engine.pipeline.segmenter.resize(culprit)
+        patch = fails_on(Segmenter.encode_resized, lambda self, resized: resized)
+        monkeypatch.setattr(Segmenter, "encode_resized", patch)
     elif stage == "segment":
         embedding = engine.pipeline.segmenter.encode_image([culprit])[0]
         real = Segmenter.segment
@@ -78,7 +83,7 @@ def break_one_question(engine, culprit, monkeypatch):
     """Rows of one picture fail in the batch that they share with others."""
     from medclipsam.engine import pipeline
 
-    target = engine.pipeline.ask(culprit, make_prompts(PROMPTS)).image
+    target = engine.pipeline.to_pixels([engine.pipeline.fit(culprit)])[0]
     real = pipeline.open_probe
 
     def open_probe(model, question, config):
@@ -104,7 +109,7 @@ def test_a_device_without_memory_stops_and_says_what_to_lower(
     def encode(self, images):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Segmenter, "encode_image", encode)
+    monkeypatch.setattr(Segmenter, "encode_resized", encode)
     with pytest.raises(BackendError, match=r"segment\.batch=1"):
         engine.run(archive, PROMPTS, tmp_path / "run")
     monkeypatch.undo()

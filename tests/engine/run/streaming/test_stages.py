@@ -26,13 +26,13 @@ def test_where_the_time_went(whole):
 def test_batches_are_full_while_more_is_to_come(engine, archive, tmp_path, monkeypatch):
     """Rows are only padded in the last batch; SAM's encoder sees three frames at a time."""
     seen = []
-    real = Segmenter.encode_image
+    real = Segmenter.encode_resized
 
-    def encode(self, images):
-        seen.append(len(images))
-        return real(self, images)
+    def encode(self, resized):
+        seen.append(len(resized))
+        return real(self, resized)
 
-    monkeypatch.setattr(Segmenter, "encode_image", encode)
+    monkeypatch.setattr(Segmenter, "encode_resized", encode)
     summary = engine.run(archive, PROMPTS, tmp_path / "run")
     scored = {s.stage: s for s in summary.stages}["compute_saliency"]
     assert sum(seen) <= 16 and max(seen) <= 3

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from threading import Thread
 
+import torch
+
 from medclipsam.engine.run.inbox import Inbox, Message
 from medclipsam.engine.run.meter import Meter
 
@@ -63,6 +65,7 @@ class Hop:
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _serve(self) -> None:
+        torch.set_num_threads(1)  # of this thread: tasks run side by side, torch's would compete
         while (task := self._tasks.get()) is not None:
             message = None
             try:

@@ -2,8 +2,8 @@
 
 gScoreCAM keeps what a channel shows and asks whether the prompt is still there; the
 winner is often a mask that keeps everything. Here soft spots on an even grid probe the
-image in both directions: one row shows the image inside the spot over a blurred copy of
-itself (neutral: no invented grey), one deletes the spot in the same way. Scores are
+image in both directions: one row shows the image inside a narrow spot over a blurred copy of
+itself (neutral: no invented grey), another deletes a wide spot in the same way. Scores are
 contrasts to a null prompt and to the other prompts, so what all texts share cancels. The
 map is the linear attribution β that explains the scores from the masks by ridge
 regression,
@@ -14,10 +14,15 @@ so that overlapping spots share their credit instead of adding it up, as sums of
 masks (ScoreCAM, RISE) do. β is a weighted sum of the masks, hence known at any
 resolution: it is read at ``FINE`` points a cell, which finds small targets between cells.
 
+From coarse to fine, in two rounds. The first one shows the narrow spots in every other row and
+column of the grid, and deletes as many wide ones. Its map chooses, for whichever prompt, the
+spots not seen where it is highest on average. The second round shows these, and one
+regression explains the scores of both.
+
 ``benchmarks/results/ablation.md`` holds what each of these choices brings.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,11 +30,12 @@ from torch import Tensor
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.contrast import contrast_directions
-from medclipsam.engine.saliency.masks import gaussian_blur, scale_map, spot_masks
+from medclipsam.engine.saliency.masks import gaussian_blur, scale_map
 from medclipsam.engine.saliency.question import Maps, Question, ask
 from medclipsam.engine.saliency.rows import Probe, stack_maps
+from medclipsam.engine.saliency.spots import FINE, SpotMasks, open_masks
 
-FINE = 4
+DELETED = 0.6  # weight of λ for rows that delete a spot, against 1 for those that show one
 
 
 def contrastcam(
@@ -43,7 +49,7 @@ def contrastcam(
 ) -> Tensor:
     """Saliency of P prompts in B images by contrastive probing.
 
-    2 (g − 1)² rows for g × g cells, whatever the number of prompts: all share them. With
+    About g²/2 + 2 g rows for g × g cells, whatever the number of prompts: all share them. With
     several prompts each is also a contrast to the others, so give together what may be
     confused.
 
@@ -54,8 +60,8 @@ def contrastcam(
         nulls: float32 (N, D) unit embeddings of null prompts, N ≥ 1; each image is
             contrasted with the one nearest to it.
         blur: deviation of the fill as a share of S.
-        spot: deviation of a spot in cells.
-        ridge: λ relative to the mean diagonal of the dual system.
+        spot: deviation of a narrow spot in cells.
+        ridge: λ relative to the mean diagonal of the dual system; smaller for rows that delete.
 
     Returns:
         float32 (B, P, FINE·g, FINE·g) in [0, 1], all zero where nothing speaks for the prompt.
@@ -67,40 +73,50 @@ def contrastcam(
 def probe_contrastcam(
     model: ClipEncoder, question: Question, blur: float, spot: float, ridge: float
 ) -> Probe:
-    """Rows of one image: each spot shown, then each deleted."""
-    image, cells = question.image, model.cells
+    """Rows of one image, in two rounds."""
+    image = question.image
     fill = gaussian_blur(image[None], blur * model.image_size)[0]
-    places, width = max(1, cells - 1), spot / cells
     directions = contrast_directions(question.prompts, question.nulls, question.embedding)
+    masks = open_masks(model.cells, spot)
 
-    def make(start: int, stop: int) -> Tensor:
-        index = torch.arange(start, stop, device=image.device)
-        spots = spot_masks(places, width, model.image_size, index % places**2)
-        keep = torch.where((index < places**2)[:, None, None], spots, 1 - spots)
-        return torch.lerp(fill, image, keep[:, None])
+    def score(rows: Tensor) -> Tensor:
+        return (model.logit_scale * rows @ directions.T).double()
 
-    def finish(rows: Tensor) -> Maps:
-        def maps() -> Tensor:
-            solver = _ridge_solver(places, width, FINE * cells, ridge)
-            scores = model.logit_scale * rows @ directions[question.wanted].T
-            cam = (solver @ scores.double()).T.float()
-            return scale_map(cam.unflatten(1, (FINE * cells, FINE * cells)).relu())
+    def show(index: Tensor) -> Callable[[int, int], Tensor]:
+        def make(start: int, stop: int) -> Tensor:
+            keep = masks.draw(index[start:stop], model.image_size, image.device)
+            return torch.lerp(fill, image, keep[:, None])
 
-        return maps
+        return make
 
-    return Probe(2 * places**2, make, finish)
+    def choose(rows: Tensor) -> Probe:
+        first = score(rows)
+        telling = masks.most_telling(explain(masks, masks.first, first, ridge))
+
+        def finish(rows: Tensor) -> Maps:
+            def maps() -> Tensor:
+                scores = torch.cat([first, score(rows)])
+                index = torch.cat([masks.first, telling])
+                return explain(masks, index, scores, ridge)[question.wanted]
+
+            return maps
+
+        return Probe(len(telling), show(telling), finish)
+
+    return Probe(len(masks.first), show(masks.first), choose)
 
 
-@lru_cache(maxsize=8)
-def _ridge_solver(places: int, width: float, side: int, ridge: float) -> Tensor:
-    """(side², R) float64: scores of all rows → β at side × side points, as sum over a cell."""
-    spots = spot_masks(places, width, side, torch.arange(places**2))
-    design = torch.cat([spots, 1 - spots]).flatten(1).double()
-    centred = design - design.mean(0)
-    gram = centred @ centred.T
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    centring = torch.eye(len(gram), dtype=gram.dtype) - 1 / len(gram)
-    return FINE**2 * centred.T @ torch.linalg.solve(gram, centring)
+def explain(masks: SpotMasks, index: Tensor, scores: Tensor, ridge: float) -> Tensor:
+    """The ridge regression: scores float64 (R, P) of masks ``index`` (R,) → maps float32
+    (P, FINE·g, FINE·g) in [0, 1]."""
+    gram = masks.gram[index][:, index]
+    gram = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()  # of centred masks
+    noise = torch.where(index < masks.places**2, 1.0, DELETED)
+    gram.diagonal().add_(ridge * gram.diagonal().mean() * noise)
+    weights = torch.linalg.solve(gram, scores - scores.mean(0))
+    beta = (weights - weights.mean(0)).T @ masks.design[index]
+    side = masks.side
+    return scale_map((FINE**2 * beta).float().relu().unflatten(1, (side, side)))
 
 
 def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:

@@ -20,10 +20,10 @@ def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
 
 def probe_gradcam(model: ClipEncoder, question: Question) -> Probe:
     """One image."""
-    prompts = question.prompts[question.wanted].to(question.image.device)
+    prompts = question.prompts.to(question.image.device)
     _, maps, importance = model.features(question.image[None], prompts)
     cam = torch.einsum("pc,chw->phw", importance[0], maps[0])
-    return no_rows(lambda: scale_map(cam.cpu().relu()))
+    return no_rows(lambda: scale_map(cam.cpu()[question.wanted].relu()))
 
 
 def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:

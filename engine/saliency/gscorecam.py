@@ -35,26 +35,28 @@ def probe_gscorecam(model: ClipEncoder, question: Question, k: int) -> Probe:
     """Rows of one image.
 
     Channel masks do not depend on the prompt, so with several prompts the union of their
-    channels is embedded, once.
+    channels is embedded, once: of those that a map is wanted for. Which these are does not
+    change a byte of the map of another one.
     """
-    image, prompts = question.image, question.prompts[question.wanted]
+    image, prompts, wanted = question.image, question.prompts, question.wanted.tolist()
     _, activations, importance = model.features(image[None], prompts.to(image.device))
     activation = activations[0]
-    wanted = importance[0].cpu().topk(min(k, len(activation)), dim=1).indices
-    union = torch.unique(wanted)
+    chosen = importance[0].cpu().topk(min(k, len(activation)), dim=1).indices[wanted]
+    union = torch.unique(chosen)
 
     def make(start: int, stop: int) -> Tensor:
-        chosen = union[start:stop].to(image.device)
-        return image[None] * channel_masks(activation[chosen], model.image_size)
+        channels = union[start:stop].to(image.device)
+        return image[None] * channel_masks(activation[channels], model.image_size)
 
     def finish(rows: Tensor) -> Maps:
         def maps() -> Tensor:
-            logits = model.logit_scale * rows @ prompts.T
-            scores = torch.zeros(len(prompts), len(activation))
-            for p, channels in enumerate(wanted):
-                scores[p, channels] = logits[torch.searchsorted(union, channels), p]
-            cam = torch.einsum("pc,chw->phw", scores.softmax(1), activation.cpu())
-            return scale_map(cam.relu())
+            logits, maps = model.logit_scale * rows @ prompts.T, activation.cpu()
+            cams = []
+            for prompt, channels in zip(wanted, chosen, strict=True):
+                scores = torch.zeros(len(maps))
+                scores[channels] = logits[torch.searchsorted(union, channels), prompt]
+                cams.append(torch.einsum("c,chw->hw", scores.softmax(0), maps))
+            return scale_map(torch.stack(cams).relu())
 
         return maps
 

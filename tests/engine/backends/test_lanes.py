@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from medclipsam.engine.backends.lanes import PARTS, Lanes
+from medclipsam.engine.backends.lanes import PARTS, Full, Lanes
 
 
 def twice(x, y):
@@ -19,6 +19,24 @@ def test_order_and_tuples(rows, part, count):
     doubled, summed = Lanes(twice, part, count)(x, y)
     torch.testing.assert_close(doubled, x * 2, rtol=0, atol=0)
     torch.testing.assert_close(summed, x + y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 9])
+def test_what_is_missing_is_filled_up_and_cut_off(rows):
+    """The graph sees one shape only: a whole batch, or on the CPU whole parts."""
+    for graph, shapes in ((Full, {9}), (lambda run, most: Lanes(run, 3, 2), {3})):
+        seen = []
+        x, y = torch.randn(2, rows, 3)
+
+        def run(a, b, seen=seen):
+            seen.append((len(a), len(b)))
+            return twice(a, b)
+
+        doubled, summed = graph(run, 9)(x, y)
+        assert set(seen) == {(n, n) for n in shapes}
+        torch.testing.assert_close(doubled, x * 2, rtol=0, atol=0)
+        torch.testing.assert_close(summed, x + y, rtol=0, atol=0)
+        assert len(graph(lambda a: a + 1, 9)(x)) == rows
 
 
 def test_every_lane_has_one_thread_and_the_caller_keeps_its_own():

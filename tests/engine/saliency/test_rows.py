@@ -3,12 +3,13 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from models import pictures
 
 from medclipsam.engine.saliency import SaliencyConfig, ask, compute_saliency
 from medclipsam.engine.saliency.gscorecam import gscorecam
-from medclipsam.engine.saliency.rows import Probe, run_probes
+from medclipsam.engine.saliency.rows import Probe, RowQueue, run_probes
 
 
 def whole_rows(pixels):
@@ -78,3 +79,72 @@ def test_ten_prompts_cost_little_more_than_one(tiny_encoder, images):
         counts[count] = len(seen) - 1  # the first one is the image itself
     assert counts[1] == math.ceil(50 / 16) and counts[10] <= math.ceil(128 / 16)
     assert counts[10] <= 2.6 * counts[1]
+
+
+def in_rounds(pixels, cuts, seen):
+    """A probe that asks for ``pixels`` in parts of these sizes and gives back all embeddings."""
+
+    def ask(start, rest, found):
+        count = rest[0]
+
+        def make(first, stop):
+            seen.append((start + first, start + stop))
+            return pixels[start + first : start + stop]
+
+        def finish(rows):
+            rows = rows if len(rows) else pixels.new_empty(0, 128)
+            both = torch.cat([found, rows])
+            return ask(start + count, rest[1:], both) if rest[1:] else both
+
+        return Probe(count, make, finish)
+
+    return ask(0, cuts, pixels.new_empty(0, 128))
+
+
+def test_rounds_of_many_probes_share_batches_and_change_no_byte(tiny_encoder):
+    pixels = tiny_encoder.normalise(pictures(96, 37, seed=91))
+    (everything,) = run_probes(tiny_encoder, [whole_rows(pixels)])
+    calls = []
+    encoder = replace(
+        tiny_encoder, score=lambda rows: (calls.append(len(rows)), tiny_encoder.score(rows))[1]
+    )
+    cuts = [(37,), (5, 32), (16, 16, 5), (0, 20, 0, 17), (1, 1, 35), (30, 7, 0)]
+    found = list(run_probes(encoder, [in_rounds(pixels, each, []) for each in cuts]))
+    assert all(torch.equal(rows, everything) for rows in found)
+    assert max(calls) == 16 and len(calls) <= math.ceil(6 * 37 / 16) + 3  # rounds at the end
+
+
+def test_a_later_round_goes_before_what_has_not_begun(tiny_encoder):
+    pixels = tiny_encoder.normalise(pictures(96, 32, seed=92))
+    seen = {name: [] for name in "abc"}
+    queue = RowQueue(tiny_encoder)
+    for name in seen:
+        queue.add(in_rounds(pixels, (16, 16), seen[name]), name)
+    order = []
+    while queue.waiting:
+        queue.run()
+        order += [owner for owner, _ in queue.finished()]
+    assert order == ["a", "b", "c"] and not len(queue)
+    queue.add(in_rounds(pixels, (8, 16), seen["a"]), "a")
+    queue.add(in_rounds(pixels, (32,), seen["b"]), "b")
+    queue.run()  # eight rows each; then the second round of a before the rest of b
+    queue.run()
+    assert [owner for owner, _ in queue.finished()] == ["a"]
+
+
+def test_a_queue_gives_back_whom_it_has_not_answered(tiny_encoder):
+    pixels = tiny_encoder.normalise(pictures(96, 16, seed=93))
+    queue = RowQueue(tiny_encoder)
+
+    def broken(rows):
+        raise ZeroDivisionError("boom")
+
+    queue.add(whole_rows(pixels[:4]), "first")
+    queue.add(replace(whole_rows(pixels[:4]), finish=broken), "second")
+    queue.add(whole_rows(pixels), "third")
+    with pytest.raises(ZeroDivisionError):
+        queue.run()
+    assert sorted(queue.clear()) == ["first", "second", "third"] and not queue.waiting
+    with pytest.raises(ZeroDivisionError):
+        queue.add(Probe(0, broken, broken), "at once")
+    assert not len(queue)

@@ -114,7 +114,9 @@ class Bench:
                 decoded = decoders.decode(entry)
                 image = Image(entry.ref, decoded.frames, decoded.grid)
                 work = Work(entry.ref, self.prompts, image, digest=decoded.digest)
-                segments = self.engine.pipeline.segment([image.frames[0]], [self.prompts])
+                segments = self.engine.pipeline.segment(
+                    [image.frames[0]], [self.prompts], maps=False
+                )
                 work.segments = segments
                 files, rows = finish_work(work, Delivery())
                 folder.write_all(files)

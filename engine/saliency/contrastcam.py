@@ -17,7 +17,8 @@ resolution: it is read at ``FINE`` points a cell, which finds small targets betw
 From coarse to fine, in two rounds. The first one shows the narrow spots in every other row and
 column of the grid, and deletes as many wide ones. Its map chooses, for whichever prompt, the
 spots not seen where it is highest on average. The second round shows these, and one
-regression explains the scores of both.
+regression explains the scores of both. The map is smoothed by half a cell, so that no single
+row decides where it is highest.
 
 ``benchmarks/results/ablation.md`` holds what each of these choices brings.
 """
@@ -35,6 +36,7 @@ from medclipsam.engine.saliency.question import Maps, Question, ask
 from medclipsam.engine.saliency.rows import Probe, stack_maps
 from medclipsam.engine.saliency.spots import FINE, SpotMasks, open_masks
 
+SMOOTH = 0.5  # deviation in cells by which the map is smoothed
 DELETED = 0.6  # weight of λ for rows that delete a spot, against 1 for those that show one
 
 
@@ -97,7 +99,8 @@ def probe_contrastcam(
             def maps() -> Tensor:
                 scores = torch.cat([first, score(rows)])
                 index = torch.cat([masks.first, telling])
-                return explain(masks, index, scores, ridge)[question.wanted]
+                maps = explain(masks, index, scores, ridge)
+                return scale_map(gaussian_blur(maps[None], SMOOTH * FINE)[0])[question.wanted]
 
             return maps
 

@@ -87,7 +87,7 @@ def ask_phantom(engine: Engine, phantom: Phantom) -> Iterator[tuple[Segmentation
     wanted = TARGETS[phantom.modality]
     texts: dict[str, tuple[str, ...]] = {target: (PROMPTS[target],) for target in wanted}
     asked = [Prompts(texts), *(Prompts({target: text}) for target, text in texts.items())]
-    for segments in engine.pipeline.segment([phantom.rgb] * len(asked), asked):
+    for segments in engine.pipeline.segment([phantom.rgb] * len(asked), asked, maps=False):
         for target, segment in segments.items():
             if segment.status == "done":
                 yield segment, dice(segment.mask, phantom.mask(target))

@@ -2,6 +2,9 @@
 
     python -m medclipsam.benchmarks.ablation
 
+Choices are compared with all rows of the grid, 2 (g − 1)²; which of them are needed is the
+matter of ``schedules``.
+
 Every variant sees the same phantoms: a set that choices may be made on and one held out.
 Saliency alone is judged, before CRF and SAM: pointing (the maximum lies in the target),
 DSC at the best threshold of each image, and prompt sensitivity (on images with two targets
@@ -47,7 +50,7 @@ THRESHOLDS = np.linspace(0.1, 0.95, 18)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One form of contrastcam; the defaults are the one in use.
+    """One form of contrastcam with all rows; the defaults are what is in use.
 
     Attributes:
         masks: ``spots`` or ``channels``.
@@ -73,7 +76,7 @@ class Recipe:
 
 
 RECIPES = {
-    "contrastcam": Recipe(),
+    "contrastcam with all rows": Recipe(),
     "read at the cells": Recipe(fine=1),
     "keep only": Recipe(direction="keep"),
     "delete only": Recipe(direction="delete"),
@@ -265,7 +268,7 @@ def summarise(found: list[tuple[str, str, dict[str, float]]]) -> dict[str, Any]:
 LEGEND = """Saliency alone, {count} phantoms per modality and set: means over all, in brackets \
 ultrasound, MRI, X-ray; intervals are in ablation.json. *pointing*: the maximum lies in the \
 lesion. *dsc*: at the best threshold of each image. *sensitivity*: with two targets, the maximum \
-for each prompt lies in its own. Rows change contrastcam (the first row) in what they name, or \
+for each prompt lies in its own. Rows change contrastcam with all rows of its grid (the first row) in what they name, or \
 are another method; blocks count from 0.
 
 """

@@ -268,8 +268,8 @@ def summarise(found: list[tuple[str, str, dict[str, float]]]) -> dict[str, Any]:
 LEGEND = """Saliency alone, {count} phantoms per modality and set: means over all, in brackets \
 ultrasound, MRI, X-ray; intervals are in ablation.json. *pointing*: the maximum lies in the \
 lesion. *dsc*: at the best threshold of each image. *sensitivity*: with two targets, the maximum \
-for each prompt lies in its own. Rows change contrastcam with all rows of its grid (the first row) in what they name, or \
-are another method; blocks count from 0.
+for each prompt lies in its own. Rows change contrastcam with all rows of its grid (the first \
+row) in what they name, or are another method; blocks count from 0.
 
 """
 

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from medclipsam.benchmarks.crf import processor
-from medclipsam.benchmarks.published import PublishedPipeline
-from medclipsam.benchmarks.run_jobs import PROMPTS
+from medclipsam.benchmarks.rivals.published import PublishedPipeline
+from medclipsam.benchmarks.rivals.run_jobs import PROMPTS
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.evaluation.metrics import dice
 from medclipsam.engine.weights.bundle import open_bundle
@@ -83,7 +83,7 @@ def open_revision(
     for part in PARTS:
         (package / part).symlink_to(checkout.resolve() / part)
     child = subprocess.Popen(
-        [sys.executable, str(HERE / "run_jobs.py"), bundle, device, str(threads)],
+        [sys.executable, str(HERE / "rivals" / "run_jobs.py"), bundle, device, str(threads)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=scratch,
         env={**os.environ, "PYTHONPATH": str(scratch)},
     )  # fmt: skip

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 
-from medclipsam.benchmarks.exact_crf import exact_marginal
+from medclipsam.benchmarks.rivals.exact_crf import exact_marginal
 from medclipsam.benchmarks.scans import SCANS, blob
 from medclipsam.engine.boxes import extract_boxes
 from medclipsam.engine.crf import CrfConfig, DenseCrf, dense_crf, warm_up

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from medclipsam.benchmarks.biomedclip import TEXTS, draw, random_biomedclip
 from medclipsam.benchmarks.crf import processor
-from medclipsam.benchmarks.published_saliency import straightforward
+from medclipsam.benchmarks.rivals.published_saliency import straightforward
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency import SaliencyConfig, ask, compute_saliency

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from medclipsam.benchmarks.archive import Measured, judge, summarise, to_markdown, write_archive
-from medclipsam.benchmarks.published import PublishedPipeline
-from medclipsam.benchmarks.run_jobs import PROMPTS
+from medclipsam.benchmarks.rivals.published import PublishedPipeline
+from medclipsam.benchmarks.rivals.run_jobs import PROMPTS
 from medclipsam.engine.weights.bundle import open_bundle
 from medclipsam.train.phantoms.phantoms import PROMPTS as KNOWN
 

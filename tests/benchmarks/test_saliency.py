@@ -7,7 +7,7 @@ from models import pictures
 
 from medclipsam.benchmarks.ablation import Recipe, Rows, judge
 from medclipsam.benchmarks.phantoms import auc
-from medclipsam.benchmarks.published_saliency import straightforward
+from medclipsam.benchmarks.rivals.published_saliency import straightforward
 from medclipsam.benchmarks.saliency import count_flops
 from medclipsam.benchmarks.schedules import all_rows, fill_bank
 from medclipsam.engine.engine import Engine

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from crf_truth import brute_force, error, picture, pydensecrf, scan
 
-from medclipsam.benchmarks.exact_crf import exact_marginal
+from medclipsam.benchmarks.rivals.exact_crf import exact_marginal
 from medclipsam.benchmarks.scans import SCANS
 from medclipsam.engine.crf import CrfConfig, dense_crf
 

@@ -12,9 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from segment_anything import SamPredictor
 
-from medclipsam.benchmarks.published_saliency import straightforward
+from medclipsam.benchmarks.rivals.published_saliency import straightforward
 from medclipsam.engine.config import CrfConfig
 from medclipsam.engine.crf.reference import Pydensecrf
 from medclipsam.engine.weights.bundle import Bundle
@@ -44,7 +45,7 @@ class PublishedPipeline:
         """Label every PNG of a folder into ``out/masks/LABEL``; returns how many there were."""
         paths = sorted(archive.glob("*.png"))
         for path in paths:
-            rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            rgb = np.array(Image.open(path).convert("RGB"))
             self.predictor.set_image(rgb)
             for label, text in prompts.items():
                 mask = self.segment(rgb, text)

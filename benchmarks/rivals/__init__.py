@@ -1,0 +1,1 @@
+"""What ours is measured against: exact sums, the published procedures, other revisions."""

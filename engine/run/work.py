@@ -82,8 +82,9 @@ def finish_work(work: Work, delivery: Delivery) -> tuple[list[tuple[str, bytes]]
         return [], [_lost(work, error, label, seconds) for label in work.prompts.labels]
     files: list[tuple[str, bytes]] = []
     rows = []
+    plain: dict[int, bytes] = {}  # previews of frames on which nothing is drawn
     for label in work.prompts.labels:
-        made, row = _finish_label(work, work.image, label, delivery.min_confidence, seconds)
+        made, row = _finish_label(work, work.image, label, delivery.min_confidence, seconds, plain)
         files += made
         rows.append(row)
     if not delivery.formats:
@@ -114,7 +115,12 @@ def _lost(work: Work, error: InputError, label: str, seconds: float) -> Outcome:
 
 
 def _finish_label(
-    work: Work, image: Image, label: str, least: float, seconds: float
+    work: Work,
+    image: Image,
+    label: str,
+    least: float,
+    seconds: float,
+    plain: dict[int, bytes],
 ) -> tuple[list[tuple[str, bytes]], Outcome]:
     segments = [by_label[label] for by_label in work.segments]
     masks = np.stack([segment.mask for segment in segments])
@@ -127,7 +133,7 @@ def _finish_label(
     path = str(mask_path(label, work.ref, suffix))
     if withheld:
         path = f"{WITHHELD}/{path.partition('/')[2]}"
-    picture = preview(image.frames[best], masks[best], segments[best].boxes)
+    picture = _preview(image.frames[best], masks[best], segments[best].boxes, best, plain)
     row = Outcome(
         item=work.ref.id,
         label=label,
@@ -146,6 +152,17 @@ def _finish_label(
         geometry=image.grid.doubt,
     )
     return [(path, data), (str(preview_path(label, work.ref.id)), picture)], row
+
+
+def _preview(
+    rgb: np.ndarray, mask: np.ndarray, boxes: np.ndarray, frame: int, plain: dict[int, bytes]
+) -> bytes:
+    """Of a frame on which nothing is drawn, the same for every label."""
+    if mask.any() or len(boxes):
+        return preview(rgb, mask, boxes)
+    if frame not in plain:
+        plain[frame] = preview(rgb, mask, boxes)
+    return plain[frame]
 
 
 def _labelled(work: Work, image: Image, rows: Sequence[Outcome], with_crf: bool) -> Labelled:

@@ -125,7 +125,7 @@ def scheduled(bank: Bank, schedule: Schedule) -> Tensor:
     parts.append(bank.rows(places, False, chosen[: schedule.also_deleted]))
     found = regress(bank, parts, [*weights, 1.0, schedule.deleted])
     if schedule.smooth:
-        found = gaussian_blur(scale_map(found)[None], schedule.smooth * FINE)[0]
+        found = gaussian_blur(found[None], schedule.smooth * FINE)[0]
     return scale_map(found)
 
 

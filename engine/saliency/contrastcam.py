@@ -93,7 +93,7 @@ def probe_contrastcam(
 
     def choose(rows: Tensor) -> Probe:
         first = score(rows)
-        telling = masks.most_telling(explain(masks, masks.first, first, ridge))
+        telling = masks.most_telling(scale_map(explain(masks, masks.first, first, ridge)))
 
         def finish(rows: Tensor) -> Maps:
             def maps() -> Tensor:
@@ -110,8 +110,8 @@ def probe_contrastcam(
 
 
 def explain(masks: SpotMasks, index: Tensor, scores: Tensor, ridge: float) -> Tensor:
-    """The ridge regression: scores float64 (R, P) of masks ``index`` (R,) → maps float32
-    (P, FINE·g, FINE·g) in [0, 1]."""
+    """The ridge regression: scores float64 (R, P) of masks ``index`` (R,) → the positive part
+    of β, as its sum over a cell: float32 (P, FINE·g, FINE·g)."""
     gram = masks.gram[index][:, index]
     gram = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()  # of centred masks
     noise = torch.where(index < masks.places**2, 1.0, DELETED)
@@ -119,7 +119,7 @@ def explain(masks: SpotMasks, index: Tensor, scores: Tensor, ridge: float) -> Te
     weights = torch.linalg.solve(gram, scores - scores.mean(0))
     beta = (weights - weights.mean(0)).T @ masks.design[index]
     side = masks.side
-    return scale_map((FINE**2 * beta).float().relu().unflatten(1, (side, side)))
+    return (FINE**2 * beta).float().relu().unflatten(1, (side, side))
 
 
 def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:

@@ -96,7 +96,7 @@ def test_inputs_of_another_kind_are_refused(exported_phantom):
     graph = open_graph(exported_phantom, "score", CPU, "onnx", batch=2)
     pixels = pictures(96, 2)
     graph(pixels.transpose(2, 3))  # strides are no matter
-    for wrong in (pixels[:1], pixels.double(), pixels[:, :, :48], pixels[0]):
+    for wrong in (pixels.repeat(2, 1, 1, 1), pixels.double(), pixels[:, :, :48], pixels[0]):
         with pytest.raises(BackendError, match=r"takes .*got"):
             graph(wrong)
     with pytest.raises(BackendError, match=r"takes .*got"):

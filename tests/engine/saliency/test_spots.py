@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medclipsam.engine.saliency.contrastcam import DELETED, explain
+from medclipsam.engine.saliency.masks import scale_map
 from medclipsam.engine.saliency.spots import FINE, WIDE, open_masks
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def test_the_map_is_the_solution_of_the_ridge_regression(cells, prompts):
     telling = masks.most_telling(torch.rand(1, masks.side, masks.side, generator=random))
     index = torch.cat([masks.first, telling])
     scores = torch.randn(len(index), prompts, generator=random).double()
-    found = explain(masks, index, scores, ridge)
+    found = scale_map(explain(masks, index, scores, ridge))
     design = masks.draw(index, masks.side, CPU).flatten(1).double().numpy()
     places = cells - 1
     weight = np.where(index.numpy() < places**2, 1.0, DELETED)

@@ -42,7 +42,9 @@ def test_images_enter_as_they_do_in_the_engine(fit, shape):
         ["a"],
     )
     engine = Segmenter(None, None, config, CPU, 1, 1)
-    assert to_input(build_sam(config), samples, np.array([0]))[0].equal(engine.prepare(rgb))
+    assert to_input(build_sam(config), samples, np.array([0]))[0].equal(
+        engine.prepare(engine.resize(rgb))
+    )
 
 
 def test_grey_images_enter_as_their_colour_would(drawn):

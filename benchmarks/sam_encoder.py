@@ -1,0 +1,202 @@
+"""SAM's image encoder beside ``segment_anything``'s own, in one run: time, memory, difference.
+
+    python -m medclipsam.benchmarks.sam_encoder
+
+Random weights, relative positions included, float32, CPU. Time: ViT-B as runs use it, where a
+batch goes over lanes of one thread, and ``segment_anything``'s with as many threads in one call;
+both take turns, after a call each that does not count. A turn in which other programs took over
+2 % of the cores' time is taken again. Memory: ViT-H at batch 1, each in a process
+of its own, the highest resident memory during its first call minus that before.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from medclipsam.benchmarks.crf import processor
+from medclipsam.benchmarks.export import random_bundle
+from medclipsam.engine.backends import open_graph
+from medclipsam.engine.durable import write_durable
+
+CPU = torch.device("cpu")
+SIDES = ("ours", "segment_anything")
+FOREIGN = 0.02  # of the cores' time, the most that a turn may lose to other programs
+PATIENCE = 20  # turns for each that counts
+PACKAGES = {"medclipsam": "medclipsam", "torch": "torch", "segment_anything": "segment-anything"}
+
+Row = dict[str, Any]
+
+
+def open_encoders(model: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Both encoders, on the same weights: (B, 3, S, S) → (B, C, g, g)."""
+    bundle = random_bundle(model)
+    sam: Any = bundle.sam
+    ours = open_graph(bundle, "sam_encoder", CPU)
+    return {"ours": ours, "segment_anything": torch.inference_mode()(sam.image_encoder)}
+
+
+def draw(rows: int) -> Tensor:
+    """(rows, 3, 1024, 1024) normalised pixels."""
+    return torch.randn(rows, 3, 1024, 1024, generator=torch.Generator().manual_seed(1))
+
+
+def clock(run: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    run(pixels)
+    return time.perf_counter() - started
+
+
+def foreign_seconds() -> float:
+    """Seconds that all cores together have not been idle, nor at work for this process."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text("utf-8").split("\n")[0].split()[1:]]
+    user, nice, system, _, _, *interrupts_and_stolen = ticks[:8]
+    busy = (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return busy - own.user - own.system
+
+
+def take_turns(
+    encoders: dict[str, Callable[[Tensor], Tensor]], pixels: Tensor, turns: int
+) -> tuple[np.ndarray, int]:
+    """Seconds (turns, sides) of undisturbed turns, and how many were disturbed.
+
+    Raises:
+        click.ClickException: too many were.
+    """
+    kept: list[list[float]] = []
+    for n in range(PATIENCE * turns):
+        before = foreign_seconds()
+        seconds = [clock(encoders[side], pixels) for side in SIDES]
+        foreign = (foreign_seconds() - before) / sum(seconds) / (os.cpu_count() or 1)
+        click.echo(json.dumps({"batch": len(pixels), "s": seconds, "foreign": round(foreign, 3)}))
+        if foreign <= FOREIGN:
+            kept.append(seconds)
+        if len(kept) == turns:
+            return np.array(kept), n + 1 - turns
+    raise click.ClickException("other programs keep the cores busy; stop them, then run it again")
+
+
+def compare_speed(encoders: dict[str, Callable[[Tensor], Tensor]], rows: int, turns: int) -> Row:
+    """One batch size; the ratio is of the two calls of a turn."""
+    pixels = draw(rows)
+    ours, theirs = (encoders[side](pixels) for side in SIDES)
+    seconds, disturbed = take_turns(encoders, pixels, turns)
+    ratios = seconds[:, 1] / seconds[:, 0]
+    medians = np.median(seconds, 0)
+    return {
+        "batch": rows,
+        "s": {side: round(float(s), 3) for side, s in zip(SIDES, medians, strict=True)},
+        "times_faster": round(float(np.median(ratios)), 2),
+        "slowest_turn": round(float(ratios.min()), 2),
+        "fastest_turn": round(float(ratios.max()), 2),
+        "turns_taken_again": disturbed,
+        "max_difference": float(f"{(ours - theirs).abs().max():.2g}"),
+    }
+
+
+def resident(kind: str) -> int:
+    """Bytes of this process in memory: ``VmRSS`` now, ``VmHWM`` at most."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+
+
+def run_alone(model: str, side: str, threads: int, path: str) -> None:
+    """One call in this process; keeps the embedding at ``path``, says the memory as JSON."""
+    torch.set_num_threads(threads)
+    run, pixels = open_encoders(model)[side], draw(1)
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    embedding = run(pixels)
+    more = resident("VmHWM") - before
+    np.save(path, embedding.numpy())
+    click.echo(json.dumps({"before_mib": before >> 20, "peak_mib": more >> 20}))
+
+
+def compare_memory(model: str, threads: int) -> Row:
+    """Peaks of both, each in a process of its own."""
+    program = (
+        "import sys; from medclipsam.benchmarks.sam_encoder import run_alone; "
+        "run_alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])"
+    )
+    row: Row = {"model": model, "batch": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{side}.npy" for side in SIDES]
+        for side, path in zip(SIDES, paths, strict=True):
+            done = subprocess.run(
+                [sys.executable, "-c", program, model, side, str(threads), path],
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            row[side] = json.loads(done.stdout.splitlines()[-1])
+        ours, theirs = map(np.load, paths)
+    row["share"] = round(row["ours"]["peak_mib"] / row["segment_anything"]["peak_mib"], 3)
+    row["max_difference"] = float(f"{abs(ours - theirs).max():.2g}")
+    return row
+
+
+def to_markdown(facts: Row) -> str:
+    """Both tables."""
+    memory = facts["memory"]
+    lines = [
+        f"`{facts['command']}`, {facts['machine']}, {facts['threads']} threads, "
+        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "",
+        "ViT-B, random weights, float32, medians of "
+        f"{facts['turns']} turns. Embeddings have a deviation of about 1.",
+        "",
+        "| batch | segment_anything s | ours s | × | slowest … fastest turn | max difference |",
+        "| --- " * 6 + "|",
+    ]
+    for row in facts["speed"]:
+        cells = [row["batch"], *(row["s"][side] for side in reversed(SIDES)), row["times_faster"]]
+        cells += [f"{row['slowest_turn']} … {row['fastest_turn']}", row["max_difference"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        f"ViT-H, one image: {memory['ours']['peak_mib']} MiB beyond what weights and image take, "
+        f"segment_anything {memory['segment_anything']['peak_mib']} MiB "
+        f"({memory['share']:.0%}); max difference {memory['max_difference']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--threads", default=2, type=click.IntRange(1))
+@click.option("--turns", default=5, type=click.IntRange(1))
+@click.option("-o", "--out", default="benchmarks/results", type=Path)
+def main(threads: int, turns: int, out: Path) -> None:
+    """SAM's encoder beside segment_anything's; writes sam_encoder.md and sam_encoder.json."""
+    torch.set_num_threads(threads)
+    facts: Row = {
+        "command": " ".join(["python -m medclipsam.benchmarks.sam_encoder", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {processor()}, {len(os.sched_getaffinity(0))} cores",
+        "load_at_start": os.getloadavg()[0],
+        "versions": {name: version(package) for name, package in PACKAGES.items()},
+        "threads": threads,
+        "turns": turns,
+        "memory": compare_memory("vit_h", threads),
+    }
+    click.echo(json.dumps(facts))
+    speed = partial(compare_speed, open_encoders("vit_b"), turns=turns)
+    facts["speed"] = [speed(rows) for rows in (1, 4)]
+    write_durable(out / "data" / "sam_encoder.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_durable(out / "sam_encoder.md", to_markdown(facts).encode())
+    click.echo(to_markdown(facts))
+
+
+if __name__ == "__main__":
+    main()

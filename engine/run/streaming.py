@@ -1,7 +1,7 @@
 """The way of all items of a run: listed, loaded, through the models, written, committed.
 
-list → read_image (threads, decode processes) → Executor (device; refine_mask on threads)
-→ write_mask (threads) → commit (one thread, in groups)
+list → read_image (threads, decode processes) → Executor (device; fit_image, refine_mask on
+threads) → write_mask (threads) → commit (one thread, in groups)
 
 An item holds a part of the byte budget from before it is loaded until its rows are
 committed. Files are durable before rows. Every entry that is listed is counted, and so is

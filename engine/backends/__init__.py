@@ -26,56 +26,41 @@ from typing import Any, NoReturn
 
 import torch
 
+from medclipsam.engine.backends.arithmetic import compute_exactly, require_precision
 from medclipsam.engine.backends.lanes import PARTS, Full, Lanes
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import Bundle
 
 BACKENDS = ("torch", "onnx", "onnx-tensorrt", "tensorrt")
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def open_device(name: str = "auto") -> torch.device:
-    """``auto`` is the first CUDA device if there is one, else the CPU.
+    """``auto`` is the current CUDA device if there is one, else the CPU.
+
+    A CUDA device comes with its index, so that what is opened later means the same one, and with
+    exact arithmetic (``arithmetic.compute_exactly``).
 
     Raises:
         BackendError: the named device does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as exc:
         raise BackendError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from exc
     if device.type not in ("cpu", "cuda"):
         raise BackendError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(
             f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
             "devices; run 'medclipsam doctor' to see why, or use --device cpu"
         )
-    return device
-
-
-def require_precision(device: torch.device, precision: str) -> None:
-    """Refuse a precision for which the device has no arithmetic.
-
-    Raises:
-        BackendError: says which precisions it has.
-    """
-    has = {"fp32": True}
-    if device.type == "cuda":
-        has |= {"bf16": torch.cuda.get_device_capability(device) >= (8, 0), "fp16": True}
-    else:
-        has |= {
-            "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-            "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-        }
-    if not has.get(precision):
-        known = ", ".join(name for name in PRECISIONS if has.get(name))
-        raise BackendError(
-            f"precision {precision!r} was asked for, but device '{device}' computes in {known}; "
-            "use one of these"
-        )
+    compute_exactly()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", index)
 
 
 def refuse_gradients(what: str, backend: str) -> NoReturn:
@@ -128,8 +113,15 @@ def _open(
     batch: int | None,
     **settings: Any,
 ) -> Callable[..., Any]:
+    precision = settings.get("precision", "fp32")
     if backend == "torch":
-        require_precision(device, settings.get("precision", "fp32"))
+        require_precision(device, precision)
+    elif precision == "tf32":
+        raise BackendError(
+            f"precision 'tf32' is torch's alone, backend {backend!r} runs exports in fp32, bf16 "
+            "or fp16; use --backend torch, or another precision"
+        )
+    if backend == "torch":
         from medclipsam.engine.backends import pytorch
 
         return pytorch.open_graph(bundle, name, device, **settings)

@@ -1,14 +1,15 @@
 """The graphs in plain PyTorch, on CPU or CUDA; lower precisions by autocast."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medclipsam.engine.backends.arithmetic import DTYPES, Autocast, make_autocast
 from medclipsam.engine.backends.lanes import PARTS, Lanes
 from medclipsam.engine.backends.lastblock import (
     cls_output,
@@ -16,14 +17,12 @@ from medclipsam.engine.backends.lastblock import (
     mean_patch_gradient,
     require_plain_vit,
 )
+from medclipsam.engine.backends.placement import place
 from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.errors import BackendError, ConfigError
 from medclipsam.engine.weights.bundle import Bundle
 
 TARGETS = ("norm1", "norm2")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def open_graph(
@@ -37,24 +36,16 @@ def open_graph(
     if name not in _GRAPHS:
         raise BackendError(f"unknown graph {name!r}; choose from {', '.join(_GRAPHS)}")
     model = bundle.sam if name.startswith("sam_") else bundle.clip.model
-    model = model.to(device).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     if name in ("features", "score", "lower", "upper"):
         require_plain_vit(model)
+    lowered, dtype = [], DTYPES.get(precision, torch.float32)
     if name in _LOWERABLE:
-        settings["autocast"] = _autocast(device, precision)
-    run = partial(_GRAPHS[name], model)
+        settings["autocast"] = make_autocast(device, precision)
+        lowered = _LOWERABLE[name](model, **settings)
+    run = partial(_GRAPHS[name], place(model, device, lowered, dtype))
     if device.type == "cpu" and name in PARTS:
         return Lanes(partial(run, **settings), PARTS[name], torch.get_num_threads())
     return partial(run, **settings)
-
-
-def _autocast(device: torch.device, precision: str) -> Autocast:
-    """Makes a context in which torch computes in ``precision``."""
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, DTYPES[precision])
 
 
 def embed_text(clip: Any, tokens: Tensor) -> Tensor:
@@ -112,15 +103,18 @@ def _features(
     logit there (gScoreCAM's channel importance; Chen et al., ACCV 2022, eq. 3)."""
     if target not in TARGETS:
         raise ConfigError(f"unknown target layer {target!r}; choose from {', '.join(TARGETS)}")
-    trunk = clip.visual.trunk
-    depth = len(trunk.blocks)
-    if not -depth <= block < depth:
-        raise ConfigError(f"saliency.block is {block}, but this image tower has {depth} blocks")
-    index = block % depth
-    if target == "norm1" and index == depth - 1:
+    index = _block_index(clip, block)
+    if target == "norm1" and index == len(clip.visual.trunk.blocks) - 1:
         with torch.inference_mode():
             return last_features(clip, pixels, texts, autocast)
     return _differentiated_features(clip, pixels, texts, target, index, autocast)
+
+
+def _block_index(clip: Any, block: int) -> int:
+    depth = len(clip.visual.trunk.blocks)
+    if not -depth <= block < depth:
+        raise ConfigError(f"saliency.block is {block}, but this image tower has {depth} blocks")
+    return block % depth
 
 
 def last_features(
@@ -227,4 +221,17 @@ _GRAPHS: dict[str, Callable[..., Any]] = {
     "sam_encoder": torch.inference_mode()(encode_image),
     "sam_decoder": torch.inference_mode()(decode_boxes),
 }
-_LOWERABLE = ("features", "score", "lower", "sam_encoder")
+
+
+def _lower_blocks(clip: Any, blocks: int) -> list[nn.Module]:
+    trunk = clip.visual.trunk
+    return [trunk.patch_embed, *trunk.blocks[:blocks]]
+
+
+_LOWERABLE: dict[str, Callable[..., list[nn.Module]]] = {
+    "features": lambda clip, block=-1, **_: _lower_blocks(clip, _block_index(clip, block)),
+    "score": lambda clip, **_: _lower_blocks(clip, len(clip.visual.trunk.blocks)),
+    "lower": lambda clip, blocks, **_: _lower_blocks(clip, blocks),
+    "sam_encoder": lambda sam, **_: [sam.image_encoder.patch_embed, *sam.image_encoder.blocks],
+}
+"""Graph → the parts of its model that compute in its precision."""

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BIAS = 1 << 22  # numbers in a part of a mask: 16 MiB, which malloc gives again without a page fault
+# numbers in a part of a mask
+BIAS = 1 << 22  # on a CPU: 16 MiB, which malloc gives again without a page fault
+DEVICE_BIAS = 1 << 26  # elsewhere: enough to keep a device busy, and little beside its memory
 
 
 def encode_block(block: Any, tokens: Tensor) -> Tensor:
@@ -97,27 +99,39 @@ def _attend_with_positions(
 ) -> Tensor:
     """The scores of query and key get ``high`` of both rows and ``wide`` of both columns.
 
-    On a CPU, large masks are made and used in parts. An exported graph stays whole, since its
-    runtime plans its memory itself; on CUDA, one head would leave most of the device idle. No
-    mask at all, but queries and keys lengthened by positions and one-hot cells, took the CPU's
-    kernel 1.6 times as long over 64 × 64 cells: it wants values as wide.
+    Large masks are made and used in parts: never N × N of all heads. On a CPU, a part is of one
+    head. An exported graph stays whole, since its runtime plans its memory itself. No mask at
+    all, but queries and keys lengthened by positions and one-hot cells, took the CPU's kernel
+    1.6 times as long over 64 × 64 cells: it wants values as wide.
     """
     high, wide = _positions(attention, query, grid)
-    heads, count = query.shape[1:3]
-    if query.device.type != "cpu" or heads * count**2 <= BIAS or torch.compiler.is_exporting():
+    batch, heads, count = query.shape[:3]
+    on_cpu, row = query.device.type == "cpu", count * grid[1]
+    if torch.compiler.is_exporting() or (on_cpu and heads * count**2 <= BIAS):
         return F.scaled_dot_product_attention(query, key, value, _mask(high, wide))
-    rows = max(1, BIAS // (count * grid[1]))
+    if not on_cpu:
+        most = DEVICE_BIAS // (batch * heads * row)
+        return _attend_in_parts(query, key, value, high, wide, most)
     mixed = []
     for n in range(heads):
         one = slice(n, n + 1)
-        queries = query[:, one].split(rows * grid[1], 2)
-        masks = zip(high[:, one].split(rows, 2), wide[:, one].split(rows, 2), strict=True)
-        found = [
-            F.scaled_dot_product_attention(some, key[:, one], value[:, one], _mask(*mask))
-            for some, mask in zip(queries, masks, strict=True)
-        ]
-        mixed.append(torch.cat(found, 2))
+        parts = query[:, one], key[:, one], value[:, one], high[:, one], wide[:, one]
+        mixed.append(_attend_in_parts(*parts, BIAS // row))
     return torch.cat(mixed, 1)
+
+
+def _attend_in_parts(
+    query: Tensor, key: Tensor, value: Tensor, high: Tensor, wide: Tensor, most: int
+) -> Tensor:
+    """Attention of the queries in at most ``most`` rows of the grid at a time."""
+    rows = max(1, most)
+    queries = query.split(rows * wide.shape[3], 2)
+    masks = zip(high.split(rows, 2), wide.split(rows, 2), strict=True)
+    found = [
+        F.scaled_dot_product_attention(some, key, value, _mask(*mask))
+        for some, mask in zip(queries, masks, strict=True)
+    ]
+    return torch.cat(found, 2) if len(found) > 1 else found[0]
 
 
 def _positions(attention: Any, query: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -127,13 +141,20 @@ def _positions(attention: Any, query: Tensor, grid: tuple[int, int]) -> tuple[Te
         (B, heads, h, w, h) and (B, heads, h, w, w): what each cell's query adds to its scores with
         each row and with each column.
     """
-    from segment_anything.modeling.image_encoder import get_rel_pos
-
     height, width = grid
     cells = query.unflatten(2, grid)
-    high = cells @ get_rel_pos(height, height, attention.rel_pos_h).mT
-    wide = cells.transpose(2, 3) @ get_rel_pos(width, width, attention.rel_pos_w).mT
+    high = cells @ _table(attention.rel_pos_h, height).mT
+    wide = cells.transpose(2, 3) @ _table(attention.rel_pos_w, width).mT
     return high, wide.transpose(2, 3).contiguous()
+
+
+def _table(positions: Tensor, size: int) -> Tensor:
+    """``get_rel_pos`` of a grid as long as its queries: (2 · size − 1, d) → (size, size, d), by
+    indices that are made where the positions lie."""
+    if len(positions) != 2 * size - 1:  # trained on a grid of another size
+        positions = F.interpolate(positions.T[None], 2 * size - 1, mode="linear")[0].T
+    place = torch.arange(size, device=positions.device)
+    return positions[place[:, None] - place + (size - 1)]
 
 
 def _mask(high: Tensor, wide: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.arithmetic import Autocast
 from medclipsam.train.ranks import Ranks
-from medclipsam.train.schedule import Autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

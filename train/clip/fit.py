@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from medclipsam.engine.backends.arithmetic import make_autocast
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.models import Clip
@@ -27,7 +28,7 @@ from medclipsam.train.clip.settings import ClipTraining
 from medclipsam.train.losses import contrast
 from medclipsam.train.pairs.prepared import Prepared
 from medclipsam.train.ranks import Ranks
-from medclipsam.train.schedule import make_autocast, warmup_cosine
+from medclipsam.train.schedule import warmup_cosine
 
 SAVE_EVERY = 200  # steps between checkpoints within an epoch
 

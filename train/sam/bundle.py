@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from medclipsam.engine.backends import require_precision
+from medclipsam.engine.backends.arithmetic import require_precision
 from medclipsam.engine.durable import growing_folder
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import (

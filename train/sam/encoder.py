@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from medclipsam.engine.backends.arithmetic import Autocast
 from medclipsam.engine.backends.samencoder import encode_block, encode_image
 from medclipsam.engine.durable import make_folder, write_durable
 from medclipsam.engine.errors import OutputError
 from medclipsam.train.sam.data import SamSamples
-from medclipsam.train.schedule import Autocast
 
 EMBEDDINGS, FACTS = "embeddings.bin", "embeddings.json"
 SAVED_EVERY = 64  # rows between two syncs

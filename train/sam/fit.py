@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medclipsam.engine.backends.arithmetic import make_autocast
 from medclipsam.engine.errors import ConfigError
 from medclipsam.train.checkpoint import Checkpoints
 from medclipsam.train.patients import split_groups
@@ -23,7 +24,6 @@ from medclipsam.train.sam.data import SamSamples
 from medclipsam.train.sam.encoder import embed_images
 from medclipsam.train.sam.fitting import Fitting, Judged
 from medclipsam.train.sam.settings import SamTraining
-from medclipsam.train.schedule import make_autocast
 
 CPU = torch.device("cpu")
 SPOKEN_EVERY = 50  # steps

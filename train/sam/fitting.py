@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medclipsam.engine.backends.arithmetic import make_autocast
 from medclipsam.engine.backends.pytorch import decode_boxes
 from medclipsam.engine.backends.samencoder import encode_block, encode_image
 from medclipsam.engine.errors import ConfigError
@@ -21,7 +22,7 @@ from medclipsam.train.sam.data import SamSamples
 from medclipsam.train.sam.encoder import inside_image, recompute_block, to_input
 from medclipsam.train.sam.loss import hard_dice, mask_loss
 from medclipsam.train.sam.settings import SamTraining
-from medclipsam.train.schedule import make_autocast, warmup_cosine
+from medclipsam.train.schedule import warmup_cosine
 
 ORDER, DRAWS, JUDGING = 1, 2, 3  # streams of random numbers
 

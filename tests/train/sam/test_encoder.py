@@ -15,6 +15,7 @@ from sam_samples import (
     weights,
 )
 
+from medclipsam.engine.backends.arithmetic import make_autocast
 from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.segment import Segmenter, inner_size
 from medclipsam.engine.weights.models import build_sam
@@ -26,7 +27,6 @@ from medclipsam.train.sam.data import (
 )
 from medclipsam.train.sam.encoder import embed_images, to_input
 from medclipsam.train.sam.fit import train_sam
-from medclipsam.train.schedule import make_autocast
 
 
 @pytest.mark.parametrize("fit", ["pad", "squash"])

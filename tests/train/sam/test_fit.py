@@ -16,6 +16,7 @@ from sam_samples import (
     weights,
 )
 
+from medclipsam.engine.backends.arithmetic import make_autocast
 from medclipsam.engine.backends.samencoder import encode_image
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.weights.bundle import open_bundle
@@ -26,7 +27,6 @@ from medclipsam.train.sam.encoder import embed_images, to_input
 from medclipsam.train.sam.fit import split_samples, train_sam
 from medclipsam.train.sam.fitting import Fitting
 from medclipsam.train.sam.settings import SamTraining
-from medclipsam.train.schedule import make_autocast
 
 
 @pytest.mark.long

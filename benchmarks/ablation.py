@@ -40,7 +40,7 @@ from medclipsam.engine.saliency.masks import (
     spot_masks,
 )
 from medclipsam.engine.saliency.question import Question
-from medclipsam.engine.saliency.rows import Probe, run_probes
+from medclipsam.engine.saliency.rows import Probe, Round, run_probes
 from medclipsam.engine.weights.bundle import Bundle, open_bundle
 from medclipsam.train.phantoms.phantoms import MODALITIES, NULL_PROMPTS, PROMPTS, TARGETS, Phantom
 
@@ -207,7 +207,7 @@ def variants(bundle: Bundle) -> dict[str, Variant]:
     return found
 
 
-def _asking(encoder: ClipEncoder, probe: Callable[..., Probe], *settings: Any) -> Variant:
+def _asking(encoder: ClipEncoder, probe: Callable[..., Round], *settings: Any) -> Variant:
     def saliency(rows: Rows) -> Tensor:
         everything = torch.arange(len(rows.prompts))
         question = Question(rows.image, rows.embedding, rows.prompts, rows.nulls, everything)

@@ -30,6 +30,7 @@ from torch import Tensor
 from medclipsam.benchmarks.biomedclip import TEXTS, draw, random_biomedclip
 from medclipsam.benchmarks.crf import processor
 from medclipsam.benchmarks.rivals.published_saliency import straightforward
+from medclipsam.engine.backends.handover import fetch
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency import SaliencyConfig, ask, compute_saliency
@@ -128,7 +129,8 @@ def run_ours(
     k = config.k if config.method == "gscorecam" else sys.maxsize
     prompts = encoder.encode_text(texts)
     questions = ask(encoder, images, prompts)
-    wanted = sum(probe_gscorecam(encoder, question, k).rows for question in questions)
+    asked = [probe_gscorecam(encoder, question, k) for question in questions]
+    wanted = sum(probe.finish(*fetch(encoder.device, *probe.tensors)).rows for probe in asked)
     return {
         "prompts": len(texts),
         "s_per_image": round(seconds / len(images), 3),

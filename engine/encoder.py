@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph, refuse_gradients
+from medclipsam.engine.backends.handover import upload
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.bundle import Bundle
@@ -122,7 +123,7 @@ class ClipEncoder:
                 f"no word of the prompt {text!r} is in this bundle's vocabulary; "
                 "use other words or another bundle"
             )
-        return self.text(tokens[:, :used].to(self.device))
+        return self.text(upload(tokens[:, :used], self.device))
 
     def encode_ensemble(self, texts: Sequence[str]) -> Tensor:
         """Several wordings of one prompt → (D,): the unit mean of their unit embeddings."""

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import constant
 from medclipsam.engine.config import FitMode
 
 
@@ -77,4 +78,5 @@ def unfit_map(cells: np.ndarray, fit: Fit) -> np.ndarray:
 
 def normalise_rgb(rgb: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(B, 3, S, S) in [0, 1] → the model's normalised input."""
-    return (rgb - rgb.new_tensor(mean)[:, None, None]) / rgb.new_tensor(std)[:, None, None]
+    middle, spread = (constant(values, rgb.device)[:, None, None] for values in (mean, std))
+    return (rgb - middle) / spread

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends import refuse_gradients
+from medclipsam.engine.backends.handover import fetch, upload
 from medclipsam.engine.boxes import extract_boxes, select_boxes
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
@@ -28,7 +29,7 @@ from medclipsam.engine.fit import fit_image, make_fit, unfit_map
 from medclipsam.engine.presence import EMPTY_MASK, find_absence, is_present
 from medclipsam.engine.prompts import check_wording
 from medclipsam.engine.quality import agreement, border_contact, confidence
-from medclipsam.engine.saliency import Answer, Probe, Question, open_probe, run_probes
+from medclipsam.engine.saliency import Answer, Question, Round, open_probe, run_probes
 from medclipsam.engine.saliency.contrast import contrasts
 from medclipsam.engine.saliency.rows import no_rows
 from medclipsam.engine.segment import BoxMasks, Segmenter
@@ -167,7 +168,8 @@ class Pipeline:
         if texts not in self._texts:
             if len(self._texts) >= 4096:  # a table of prompts may be as long as the archive
                 self._texts.clear()
-            self._texts[texts] = self.encoder.encode_ensemble(texts).cpu()
+            encoded = self.encoder.encode_ensemble(texts)
+            (self._texts[texts],) = fetch(self.encoder.device, encoded)
         return self._texts[texts]
 
     def fit(self, rgb: np.ndarray) -> np.ndarray:
@@ -177,12 +179,16 @@ class Pipeline:
 
     def to_pixels(self, squares: Sequence[np.ndarray]) -> Tensor:
         """What ``fit`` gave → normalised float32 (B, 3, S, S) on the device."""
-        images = torch.from_numpy(np.stack(squares)).to(self.encoder.device)
+        images = upload(torch.from_numpy(np.stack(squares)), self.encoder.device)
         return self.encoder.normalise(images.permute(0, 3, 1, 2).float() / 255)
 
     def encode_image(self, squares: Sequence[np.ndarray]) -> Tensor:
-        """What ``fit`` gave → float32 (B, D) unit embeddings on the CPU."""
-        return self.encoder.embed(self.to_pixels(squares)).cpu()
+        """What ``fit`` gave → float32 (B, D) unit embeddings on the CPU; waits for them."""
+        return fetch(self.encoder.device, self.embed_squares(squares))[0]
+
+    def embed_squares(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """What ``fit`` gave → float32 (B, D) unit embeddings on the device."""
+        return self.encoder.embed(self.to_pixels(squares))
 
     def embed(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """uint8 (H, W, 3) frames → float32 (D,) unit embeddings, in order, consumed lazily."""
@@ -205,7 +211,7 @@ class Pipeline:
 
     def _open_probes(
         self, asked: Iterator[tuple[np.ndarray, Prompts]], maps: bool
-    ) -> Iterator[Probe]:
+    ) -> Iterator[Round]:
         while group := list(islice(asked, self.encoder.rows)):
             squares = [self.fit(rgb) for rgb, _ in group]
             embeddings = self.encode_image(squares)
@@ -214,7 +220,7 @@ class Pipeline:
 
     def open_probe(
         self, square: np.ndarray, embedding: Tensor, prompts: Prompts, maps: bool
-    ) -> Probe:
+    ) -> Round:
         """Where the prompts are in a frame; the last round finishes with an ``Answer``.
 
         Args:

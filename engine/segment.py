@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph
+from medclipsam.engine.backends.handover import fetch, upload
+from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.engine.weights.models import SamConfig
 
@@ -78,22 +80,26 @@ class Segmenter:
         """Images as ``resize`` gives them → one (C, g, g) embedding each."""
         out: list[Tensor] = []
         for start in range(0, len(resized), self.batch):
-            group = [self.prepare(image) for image in resized[start : start + self.batch]]
-            out += list(self.encoder(torch.stack(group)))
+            out += list(self.encoder(self.prepare(resized[start : start + self.batch])))
         return out
 
     def resize(self, rgb: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) → uint8 (h, w, 3); pixel work, for any CPU thread."""
         return resize_image(rgb, self.config)
 
-    def prepare(self, resized: np.ndarray) -> Tensor:
-        """uint8 (h, w, 3) → normalised (3, S, S) on the device, zeros below and right of it."""
-        height, width = resized.shape[:2]
-        pixels = torch.tensor(resized, device=self.device).permute(2, 0, 1).float()
-        mean = torch.tensor(self.config.pixel_mean, device=self.device)[:, None, None]
-        std = torch.tensor(self.config.pixel_std, device=self.device)[:, None, None]
+    def prepare(self, resized: Sequence[np.ndarray]) -> Tensor:
+        """uint8 (h, w, 3) images → normalised (B, 3, S, S) on the device, contiguous, with zeros
+        below and right of each."""
         side = self.config.image_size
-        return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
+        squares = np.zeros((len(resized), side, side, 3), np.uint8)
+        for square, image in zip(squares, resized, strict=True):
+            square[: image.shape[0], : image.shape[1]] = image
+        pixels = upload(torch.from_numpy(squares), self.device).permute(0, 3, 1, 2)
+        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        pixels = normalise_rgb(pixels, self.config.pixel_mean, self.config.pixel_std)
+        for square, image in zip(pixels, resized, strict=True):
+            square[:, image.shape[0] :], square[:, :, image.shape[1] :] = 0, 0
+        return pixels
 
     def segment(
         self,
@@ -111,17 +117,49 @@ class Segmenter:
         Returns:
             Per pair its masks, or None where it has no box.
         """
+        drawn = fetch(self.device, *self.draw(embeddings, shapes, boxes))
+        return self.gather(drawn, [len(group) for group in boxes])
+
+    def draw(
+        self,
+        embeddings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int]],
+        boxes: Sequence[np.ndarray],
+    ) -> list[Tensor]:
+        """``segment`` up to what leaves the device; Args as there.
+
+        Returns:
+            For each pair with K ≥ 1 boxes a bool (H, W) union of its masks, its float32 (K,)
+            estimates of IoU, and int64 (K, 2) pixels at logits above +1 and above −1.
+        """
         if not any(map(len, boxes)):
-            return [None] * len(boxes)
+            return []
         logits, ious = self.decode(embeddings, shapes, boxes)
-        out: list[BoxMasks | None] = []
-        start = 0
+        drawn, start = [], 0
         for group, shape in zip(boxes, shapes, strict=True):
             stop = start + len(group)
-            out.append(
-                self._gather(logits[start:stop], ious[start:stop], shape) if len(group) else None
-            )
+            if len(group):
+                union, counts = self._unite(logits[start:stop], shape)
+                drawn += [union, ious[start:stop], counts]
             start = stop
+        return drawn
+
+    def gather(self, drawn: Sequence[Tensor], boxes: Sequence[int]) -> list[BoxMasks | None]:
+        """What ``draw`` gave, on the CPU, as masks of pairs with so many boxes each."""
+        parts, out = iter(drawn), list[BoxMasks | None]()
+        for count in boxes:
+            if not count:
+                out.append(None)
+                continue
+            union, ious, counts = next(parts), next(parts), next(parts)
+            stability = counts[:, 0] / counts[:, 1].clamp_min(1)
+            out.append(
+                BoxMasks(
+                    mask=union.numpy(),
+                    predicted_iou=float(ious.clamp(0, 1).mean()),
+                    stability=float(stability.mean()),
+                )
+            )
         return out
 
     def _to_input(self, boxes: np.ndarray, shape: tuple[int, int]) -> Tensor:
@@ -143,32 +181,25 @@ class Segmenter:
             N ≥ 1 boxes.
         """
         owners = [n for n, group in enumerate(boxes) for _ in range(len(group))]
-        scaled = torch.cat(
-            [self._to_input(group, shape) for group, shape in zip(boxes, shapes, strict=True)]
-        )
+        pairs = zip(boxes, shapes, strict=True)
+        scaled = upload(torch.cat([self._to_input(*pair) for pair in pairs]), self.device)
         logits, ious = [], []
         for start in range(0, len(owners), self.boxes):
             group = [embeddings[n] for n in owners[start : start + self.boxes]]
-            wanted = scaled[start : start + self.boxes].to(self.device)
-            low, iou = self.decoder(torch.stack(group), wanted)
+            low, iou = self.decoder(torch.stack(group), scaled[start : start + self.boxes])
             logits.append(low.float())
             ious.append(iou.float())
         return torch.cat(logits), torch.cat(ious)
 
-    def _gather(self, logits: Tensor, ious: Tensor, shape: tuple[int, int]) -> BoxMasks:
-        """The masks of one pair, one box after the other: of all of them at source size only
-        their union and counts are ever held."""
-        union, stabilities = torch.zeros(shape, dtype=torch.bool, device=logits.device), []
+    def _unite(self, logits: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Union and counts of one pair's masks, see ``draw``; one box after the other, so that
+        float masks at source size are never held of more than one."""
+        union, counts = torch.zeros(shape, dtype=torch.bool, device=logits.device), []
         for low in logits:
             full = self.to_source(low[None], shape)[0]
-            above, below = (full > 1.0).sum(), (full > -1.0).sum()
-            stabilities.append(above / below.clamp_min(1))
+            counts.append(torch.stack([(full > 1.0).sum(), (full > -1.0).sum()]))
             union |= full > 0
-        return BoxMasks(
-            mask=union.cpu().numpy(),
-            predicted_iou=float(ious.clamp(0, 1).mean()),
-            stability=float(torch.stack(stabilities).mean()),
-        )
+        return union, torch.stack(counts)
 
     def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """(K, g, g) low-resolution logits → (K, H, W), as ``Sam.postprocess_masks`` does."""

@@ -152,7 +152,7 @@ def make_inputs(
     texts = [text for group in prompts.texts.values() for text in group]
     tokens = encoder.tokenizer([texts[n % len(texts)] for n in range(rows)])
     tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(encoder.device)
-    large = torch.stack([segmenter.prepare(segmenter.resize(rgb)) for rgb in chosen])
+    large = segmenter.prepare([segmenter.resize(rgb) for rgb in chosen])
     side = segmenter.config.image_size
     boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.3, 0.3, 0.9, 0.8], [0.2, 0.1, 0.5, 0.4]])
     return {

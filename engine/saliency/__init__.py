@@ -16,13 +16,14 @@ from medclipsam.engine.saliency.gradcam import gradcam
 from medclipsam.engine.saliency.gscorecam import gscorecam
 from medclipsam.engine.saliency.m2ib import m2ib
 from medclipsam.engine.saliency.question import Answer, Maps, Question, ask
-from medclipsam.engine.saliency.rows import Probe, RowQueue, run_probes, then
+from medclipsam.engine.saliency.rows import Probe, Round, RowQueue, run_probes, then
 from medclipsam.engine.saliency.scorecam import scorecam
 
 __all__ = [
     "Answer",
     "Probe",
     "Question",
+    "Round",
     "RowQueue",
     "SaliencyConfig",
     "ask",
@@ -47,7 +48,7 @@ def compute_saliency(
     return run_probes(model, (open_probe(model, question, config) for question in questions))
 
 
-def open_probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+def open_probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Round:
     """The first round of a question; the last one finishes with its ``Answer``."""
     contrast = contrasts(question.prompts, question.nulls, question.embedding)
 

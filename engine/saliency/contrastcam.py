@@ -28,12 +28,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import upload
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.contrast import contrast_directions
 from medclipsam.engine.saliency.masks import gaussian_blur, scale_map
 from medclipsam.engine.saliency.question import Maps, Question, ask
-from medclipsam.engine.saliency.rows import Probe, stack_maps
+from medclipsam.engine.saliency.rows import Probe, Round, stack_maps
 from medclipsam.engine.saliency.spots import FINE, SpotMasks, open_masks
 
 SMOOTH = 0.5  # deviation in cells by which the map is smoothed
@@ -85,8 +86,10 @@ def probe_contrastcam(
         return (model.logit_scale * rows @ directions.T).double()
 
     def show(index: Tensor) -> Callable[[int, int], Tensor]:
+        there = upload(index, image.device)
+
         def make(start: int, stop: int) -> Tensor:
-            keep = masks.draw(index[start:stop], model.image_size, image.device)
+            keep = masks.draw(there[start:stop], model.image_size)
             return torch.lerp(fill, image, keep[:, None])
 
         return make
@@ -122,6 +125,6 @@ def explain(masks: SpotMasks, index: Tensor, scores: Tensor, ridge: float) -> Te
     return (FINE**2 * beta).float().relu().unflatten(1, (side, side))
 
 
-def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Round:
     """The method as settings name it."""
     return probe_contrastcam(model, question, config.blur, config.spot, config.ridge)

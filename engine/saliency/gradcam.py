@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import upload
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
-from medclipsam.engine.saliency.question import Question, ask
-from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
+from medclipsam.engine.saliency.question import Maps, Question, ask
+from medclipsam.engine.saliency.rows import Fetch, Round, stack_maps
 
 
 def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
@@ -18,14 +19,18 @@ def gradcam(model: ClipEncoder, images: Tensor, prompts: Tensor) -> Tensor:
     return stack_maps(model, (probe_gradcam(model, q) for q in ask(model, images, prompts)))
 
 
-def probe_gradcam(model: ClipEncoder, question: Question) -> Probe:
+def probe_gradcam(model: ClipEncoder, question: Question) -> Fetch:
     """One image."""
-    prompts = question.prompts.to(question.image.device)
+    prompts = upload(question.prompts, question.image.device)
     _, maps, importance = model.features(question.image[None], prompts)
-    cam = torch.einsum("pc,chw->phw", importance[0], maps[0])
-    return no_rows(lambda: scale_map(cam.cpu()[question.wanted].relu()))
+    cams = torch.einsum("pc,chw->phw", importance[0], maps[0])
+
+    def finish(cams: Tensor) -> Maps:
+        return lambda: scale_map(cams[question.wanted].relu())
+
+    return Fetch((cams,), finish)
 
 
-def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Round:
     """The method as settings name it."""
     return probe_gradcam(model, question)

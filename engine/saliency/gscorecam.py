@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import upload
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import channel_masks, scale_map
 from medclipsam.engine.saliency.question import Maps, Question, ask
-from medclipsam.engine.saliency.rows import Probe, stack_maps
+from medclipsam.engine.saliency.rows import Fetch, Probe, Round, stack_maps
 
 
 def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300) -> Tensor:
@@ -31,7 +32,7 @@ def gscorecam(model: ClipEncoder, images: Tensor, prompts: Tensor, k: int = 300)
     return stack_maps(model, (probe_gscorecam(model, q, k) for q in ask(model, images, prompts)))
 
 
-def probe_gscorecam(model: ClipEncoder, question: Question, k: int) -> Probe:
+def probe_gscorecam(model: ClipEncoder, question: Question, k: int) -> Fetch:
     """Rows of one image.
 
     Channel masks do not depend on the prompt, so with several prompts the union of their
@@ -39,30 +40,33 @@ def probe_gscorecam(model: ClipEncoder, question: Question, k: int) -> Probe:
     change a byte of the map of another one.
     """
     image, prompts, wanted = question.image, question.prompts, question.wanted.tolist()
-    _, activations, importance = model.features(image[None], prompts.to(image.device))
-    activation = activations[0]
-    chosen = importance[0].cpu().topk(min(k, len(activation)), dim=1).indices[wanted]
-    union = torch.unique(chosen)
+    _, (activation,), (gradients,) = model.features(image[None], upload(prompts, image.device))
 
-    def make(start: int, stop: int) -> Tensor:
-        channels = union[start:stop].to(image.device)
-        return image[None] * channel_masks(activation[channels], model.image_size)
+    def choose(importance: Tensor, cells: Tensor) -> Probe:
+        chosen = importance.topk(min(k, len(cells)), dim=1).indices[wanted]
+        union = torch.unique(chosen)
+        index = upload(union, image.device)
 
-    def finish(rows: Tensor) -> Maps:
-        def maps() -> Tensor:
-            logits, maps = model.logit_scale * rows @ prompts.T, activation.cpu()
-            cams = []
-            for prompt, channels in zip(wanted, chosen, strict=True):
-                scores = torch.zeros(len(maps))
-                scores[channels] = logits[torch.searchsorted(union, channels), prompt]
-                cams.append(torch.einsum("c,chw->hw", scores.softmax(0), maps))
-            return scale_map(torch.stack(cams).relu())
+        def make(start: int, stop: int) -> Tensor:
+            shown = activation.index_select(0, index[start:stop])
+            return image[None] * channel_masks(shown, model.image_size)
 
-        return maps
+        def finish(rows: Tensor) -> Maps:
+            def maps() -> Tensor:
+                logits, cams = model.logit_scale * rows @ prompts.T, []
+                for prompt, channels in zip(wanted, chosen, strict=True):
+                    scores = torch.zeros(len(cells))
+                    scores[channels] = logits[torch.searchsorted(union, channels), prompt]
+                    cams.append(torch.einsum("c,chw->hw", scores.softmax(0), cells))
+                return scale_map(torch.stack(cams).relu())
 
-    return Probe(len(union), make, finish)
+            return maps
+
+        return Probe(len(union), make, finish)
+
+    return Fetch((gradients, activation), choose)
 
 
-def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Round:
     """The method as settings name it."""
     return probe_gscorecam(model, question, config.k)

@@ -8,15 +8,18 @@ t = λ x + (1 − λ) ε; λ is fitted to pass as little as the cosine to the pr
 What still passes of a patch is its saliency.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medclipsam.engine.backends.handover import upload
 from medclipsam.engine.config import SaliencyConfig
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency.masks import scale_map
-from medclipsam.engine.saliency.question import Question, ask
-from medclipsam.engine.saliency.rows import Probe, no_rows, stack_maps
+from medclipsam.engine.saliency.question import Maps, Question, ask
+from medclipsam.engine.saliency.rows import Fetch, Round, stack_maps
 
 START = 5.0  # of the logits of λ: nearly everything passes
 DRAWS, STEPS, RATE = 10, 10, 1.0  # as published: noise samples, Adam steps, learning rate
@@ -46,22 +49,34 @@ def m2ib(
     return stack_maps(model, (probe_m2ib(model, question, beta, seed) for question in asked))
 
 
-def probe_m2ib(model: ClipEncoder, question: Question, beta: float, seed: int) -> Probe:
+def probe_m2ib(model: ClipEncoder, question: Question, beta: float, seed: int) -> Fetch:
     """One image."""
     tokens = model.lower(question.image[None])
-    texts = question.prompts[question.wanted].to(tokens.device)
-    capacity = torch.stack([_fit(model, tokens, text, beta, seed) for text in texts])
+    texts = upload(question.prompts[question.wanted], tokens.device)
+    noise = draw_noise((STEPS, DRAWS, *tokens.shape[1:]), seed, tokens.device)
+    capacity = torch.stack([_fit(model, tokens, text, beta, noise) for text in texts])
     cells = capacity[:, -(model.cells**2) :].unflatten(1, (model.cells, model.cells))
-    return no_rows(lambda: scale_map(cells.cpu()))
+
+    def finish(cells: Tensor) -> Maps:
+        return lambda: scale_map(cells)
+
+    return Fetch((cells,), finish)
 
 
-def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, seed: int) -> Tensor:
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)  # of use in any mode
+def draw_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    """Standard normal noise, the same for every image and prompt: (steps, draws, N, C)."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = [torch.randn(shape[1:], generator=generator) for _ in range(shape[0])]
+    return upload(torch.stack(steps), device)
+
+
+def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, noise: Tensor) -> Tensor:
     """Nats (N,) that the fitted bottleneck passes of each token of (1, N, C)."""
-    noise = torch.Generator().manual_seed(seed)
     alpha = torch.full_like(tokens, START).requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=RATE)
-    for _ in range(STEPS):
-        drawn = torch.randn(DRAWS, *tokens.shape[1:], generator=noise).to(tokens)
+    for drawn in noise:
         through, drowned = torch.sigmoid(alpha), torch.sigmoid(-alpha)
         mean, variance = tokens * through, drowned.square().clamp_min(TINY)
         capacity = 0.5 * (mean.square() + variance - variance.log() - 1)
@@ -73,6 +88,6 @@ def _fit(model: ClipEncoder, tokens: Tensor, text: Tensor, beta: float, seed: in
     return capacity.detach().sum(-1)[0]
 
 
-def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Probe:
+def probe(model: ClipEncoder, question: Question, config: SaliencyConfig) -> Round:
     """The method as settings name it."""
     return probe_m2ib(model, question, config.beta, config.seed)

@@ -34,6 +34,13 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return F.conv2d(columns, kernel.transpose(2, 3), groups=channels)
 
 
+def spot_profiles(places: int, width: float, side: int, device: torch.device) -> Tensor:
+    """One axis of ``spot_masks``: float32 (places, side)."""
+    centres = (torch.arange(places, device=device) + 0.5) / places
+    pixels = (torch.arange(side, device=device) + 0.5) / side
+    return torch.exp(-0.5 * ((pixels - centres[:, None]) / width) ** 2)
+
+
 def spot_masks(places: int, width: float, side: int, index: Tensor) -> Tensor:
     """Gaussians of height 1 on an even grid of ``places`` × ``places`` over the picture.
 
@@ -46,7 +53,5 @@ def spot_masks(places: int, width: float, side: int, index: Tensor) -> Tensor:
     Returns:
         float32 (R, side, side).
     """
-    centres = (torch.arange(places, device=index.device) + 0.5) / places
-    pixels = (torch.arange(side, device=index.device) + 0.5) / side
-    profile = torch.exp(-0.5 * ((pixels - centres[:, None]) / width) ** 2)
+    profile = spot_profiles(places, width, side, index.device)
     return profile[index // places, :, None] * profile[index % places, None, :]

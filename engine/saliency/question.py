@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import fetch
 from medclipsam.engine.encoder import ClipEncoder
 
 Maps = Callable[[], Tensor]  # → float32 (Q, h, w) in [0, 1]; arithmetic, for any CPU thread
@@ -63,7 +64,7 @@ def ask(
         nulls: float32 (N, D), by default none.
     """
     pixels = model.normalise(images)
-    texts = prompts.cpu()
-    given = texts[:0] if nulls is None else nulls.cpu()
-    for image, embedding in zip(pixels, model.embed(pixels).cpu(), strict=True):
+    texts, given = fetch(model.device, prompts, prompts[:0] if nulls is None else nulls)
+    (embeddings,) = fetch(model.device, model.embed(pixels))
+    for image, embedding in zip(pixels, embeddings, strict=True):
         yield Question(image, embedding, texts, given, torch.arange(len(texts)))

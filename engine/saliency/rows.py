@@ -3,16 +3,21 @@
 A method says with a ``Probe`` which rows of an image it wants to see, and from what it has
 seen, which ones next: it asks in rounds. ``RowQueue`` cuts the rows of all images and rounds
 into batches of at most ``ClipEncoder.rows``; pixels of a row exist only while its batch does.
+
+A device is never waited for in between: what was launched is ``Launched``, and whoever drives the
+queue lands it when its tensors have come to the CPU.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import fetch
 from medclipsam.engine.encoder import ClipEncoder
 
 
@@ -23,13 +28,42 @@ class Probe:
     Attributes:
         rows: number of rows R, possibly 0.
         make: (start, stop) → normalised rows (stop − start, 3, S, S).
-        finish: float32 (R, D) unit embeddings on the CPU → the ``Probe`` of the next round, or
-            what is made of them.
+        finish: float32 (R, D) unit embeddings on the CPU → the next round, a ``Probe`` or
+            ``Fetch``, or what is made of them.
     """
 
     rows: int
     make: Callable[[int, int], Tensor]
     finish: Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """What must be known of the device before a method can say what it asks.
+
+    Attributes:
+        tensors: on the device.
+        finish: the same on the CPU → as of ``Probe``.
+    """
+
+    tensors: tuple[Tensor, ...]
+    finish: Callable[..., Any]
+
+
+Round = Probe | Fetch
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Work that the device has been given.
+
+    Attributes:
+        tensors: its results, on the device.
+        land: to be called with them on the CPU.
+    """
+
+    tensors: tuple[Tensor, ...]
+    land: Callable[..., None]
 
 
 @dataclass(eq=False)
@@ -38,7 +72,7 @@ class _Open:
 
     number: int
     owner: Any
-    probe: Probe
+    round: Round
     parts: list[Tensor] = field(default_factory=list)
     received: int = 0
 
@@ -60,7 +94,9 @@ class RowQueue:
         self._added = 0
         self._first: deque[_Span] = deque()
         self._later: deque[_Span] = deque()
+        self._fetches: deque[Launched] = deque()
         self._done: deque[tuple[int, Any]] = deque()
+        self._batch: Tensor | None = None
         self.waiting = 0
 
     def __len__(self) -> int:
@@ -77,7 +113,7 @@ class RowQueue:
         """Whether a whole batch waits."""
         return self.waiting >= self.most
 
-    def add(self, probe: Probe, owner: Any = None) -> None:
+    def add(self, probe: Round, owner: Any = None) -> None:
         """Let the rows of ``probe`` wait for a batch; ``finished`` names its ``owner``."""
         entry = _Open(self._added, owner, probe)
         self._added += 1
@@ -88,34 +124,97 @@ class RowQueue:
             del self._open[entry.number]  # it is the caller's again
             raise
 
-    def run(self) -> None:
-        """Embed one batch, of fewer rows if fewer wait."""
-        batch, left = [], self.most
-        while left and (spans := self._later or self._first):
-            entry, start, stop = spans.popleft()
+    def launch(self) -> Launched:
+        """Let the device embed one batch, of fewer rows if fewer wait."""
+        spans, left = [], self.most
+        while left and (queued := self._later or self._first):
+            entry, start, stop = queued.popleft()
             cut = min(stop, start + left)
-            batch.append((entry, start, cut))
+            spans.append((entry, start, cut))
             if cut < stop:
-                spans.appendleft((entry, cut, stop))
+                queued.appendleft((entry, cut, stop))
             left -= cut - start
         self.waiting -= self.most - left
-        for entry in _embed(self._model, batch):
-            if entry.received == entry.probe.rows:
-                self._advance(entry)
+        return Launched((self._embed(spans, self.most - left),), partial(self._land, spans))
+
+    def fetches(self) -> Iterator[Launched]:
+        """What probes have asked of the device beside rows, each once."""
+        while self._fetches:
+            yield self._fetches.popleft()
+
+    def run(self) -> None:
+        """Embed one batch, and wait for it."""
+        self._wait(self.launch())
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for all that probes have asked of the device beside rows."""
+        for launched in self.fetches():
+            self._wait(launched)
+
+    def _wait(self, launched: Launched) -> None:
+        launched.land(*fetch(self._model.device, *launched.tensors))
+
+    def _embed(self, spans: list[_Span], count: int) -> Tensor:
+        """The embeddings of a batch, on the device.
+
+        Rows of whatever layout are copied into one contiguous batch, always the same:
+        arithmetic chooses its kernels by the layout too, and a row's bytes must not depend on its
+        neighbours. A CPU works on as many rows as there are, any other device on a whole batch.
+        """
+        at = 0
+        for entry, start, stop in spans:
+            assert isinstance(entry.round, Probe)
+            made = entry.round.make(start, stop)
+            if self._batch is None:
+                with torch.inference_mode(False):  # it is written to in any mode
+                    self._batch = made.new_zeros((self.most, *made.shape[1:]))
+            self._batch[at : at + len(made)] = made
+            at += len(made)
+        assert self._batch is not None
+        on_cpu = self._batch.device.type == "cpu"
+        return self._model.score(self._batch[:count] if on_cpu else self._batch)[:count]
+
+    def _land(self, spans: list[_Span], embeddings: Tensor) -> None:
+        """Hand each probe its part of a batch."""
+        at = 0
+        for entry, start, stop in spans:
+            part = embeddings[at : at + stop - start]
+            at += len(part)
+            if entry.number in self._open:  # else it was given back meanwhile
+                entry.parts.append(part)
+                entry.received += len(part)
+        for entry, _, _ in spans:
+            self._advance_if_complete(entry)
+
+    def _advance_if_complete(self, entry: _Open) -> None:
+        if entry.number in self._open and isinstance(entry.round, Probe):
+            if entry.received == entry.round.rows:
+                self._advance(entry, torch.cat(entry.parts))
 
     def _ask(self, entry: _Open, spans: deque[_Span]) -> None:
-        if entry.probe.rows:
-            spans.append((entry, 0, entry.probe.rows))
-            self.waiting += entry.probe.rows
+        found = entry.round
+        if isinstance(found, Fetch):
+            launched = Launched(found.tensors, partial(self._answer, entry))
+            if self._model.device.type == "cpu":
+                self._wait(launched)
+            else:
+                self._fetches.append(launched)
+        elif found.rows:
+            spans.append((entry, 0, found.rows))
+            self.waiting += found.rows
         else:
-            self._advance(entry)
+            self._advance(entry, torch.empty(0, 0))
 
-    def _advance(self, entry: _Open) -> None:
+    def _answer(self, entry: _Open, *values: Tensor) -> None:
+        if entry.number in self._open:
+            self._advance(entry, *values)
+
+    def _advance(self, entry: _Open, *answer: Tensor) -> None:
         """A round of a probe is complete: begin its next one, or be done with it."""
-        rows = torch.cat(entry.parts) if entry.parts else torch.empty(0, 0)
-        found = entry.probe.finish(rows)
-        if isinstance(found, Probe):
-            entry.probe, entry.parts, entry.received = found, [], 0
+        found = entry.round.finish(*answer)
+        if isinstance(found, (Probe, Fetch)):
+            entry.round, entry.parts, entry.received = found, [], 0
             self._ask(entry, self._later)
         else:
             self._done.append((entry.number, found))
@@ -129,15 +228,16 @@ class RowQueue:
             del self._open[number]
 
     def clear(self) -> list[Any]:
-        """Forget everything; returns the owners of the probes that were not given out."""
+        """Forget everything, what is still on the device too; returns the owners of the probes
+        that were not given out."""
         owners = [entry.owner for entry in self._open.values()]
-        for held in (self._open, self._first, self._later, self._done):
+        for held in (self._open, self._first, self._later, self._fetches, self._done):
             held.clear()
         self.waiting = 0
         return owners
 
 
-def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[Any]:
+def run_probes(model: ClipEncoder, probes: Iterable[Round]) -> Iterator[Any]:
     """What each probe makes of its rows, in order.
 
     ``probes`` is consumed lazily: what is held is one batch of pixels, and the embeddings
@@ -156,6 +256,7 @@ def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[Any]:
 
     for number, probe in enumerate(probes):
         queue.add(probe, number)
+        queue.settle()
         while queue.full:
             queue.run()
         yield from ready()
@@ -165,41 +266,17 @@ def run_probes(model: ClipEncoder, probes: Iterable[Probe]) -> Iterator[Any]:
     yield from ready()
 
 
-def _embed(model: ClipEncoder, batch: list[_Span]) -> list[_Open]:
-    """Embed one batch and hand each probe its part; returns the probes.
-
-    Rows of whatever layout are copied into one contiguous batch: arithmetic chooses its
-    kernels by the layout too, and a row's bytes must not depend on its neighbours. The
-    embeddings of a whole batch come to the CPU at once: only then is the device waited for.
-    """
-    rows, at = torch.empty(0), 0
-    count = sum(stop - start for _, start, stop in batch)
-    for entry, start, stop in batch:
-        made = entry.probe.make(start, stop)
-        if not at:
-            rows = made.new_empty((count, *made.shape[1:]))
-        rows[at : at + len(made)] = made
-        at += len(made)
-    embeddings = model.score(rows).cpu()
-    at = 0
-    for entry, start, stop in batch:
-        entry.parts.append(embeddings[at : at + stop - start])
-        entry.received += stop - start
-        at += stop - start
-    return [entry for entry, _, _ in batch]
-
-
-def then(probe: Probe, answer: Callable[[Any], Any]) -> Probe:
+def then(probe: Round, answer: Callable[[Any], Any]) -> Round:
     """``probe``, whose last round finishes with ``answer`` of what it makes of its rows."""
 
-    def finish(rows: Tensor) -> Any:
-        found = probe.finish(rows)
-        return then(found, answer) if isinstance(found, Probe) else answer(found)
+    def finish(*rows: Tensor) -> Any:
+        found = probe.finish(*rows)
+        return then(found, answer) if isinstance(found, (Probe, Fetch)) else answer(found)
 
     return replace(probe, finish=finish)
 
 
-def stack_maps(model: ClipEncoder, probes: Iterable[Probe]) -> Tensor:
+def stack_maps(model: ClipEncoder, probes: Iterable[Round]) -> Tensor:
     """(B, Q, h, w) of B probes of as many maps each."""
     return torch.stack([maps() for maps in run_probes(model, probes)])
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.engine.saliency.masks import spot_masks
+from medclipsam.engine.saliency.masks import spot_profiles
 
 FINE = 4  # points per cell of a side at which a map is read
 TELLING = 2  # spots that the second round shows, per cell of a side
@@ -53,8 +53,7 @@ class SpotMasks:
     def design(self) -> Tensor:
         """float64 (N, side²), every mask at the points of the map."""
         count = self.places**2 + self.wide**2
-        cpu = torch.device("cpu")
-        return self.draw(torch.arange(count), self.side, cpu).flatten(1).double()
+        return self.draw(torch.arange(count), self.side).flatten(1).double()
 
     @cached_property
     def gram(self) -> Tensor:
@@ -62,16 +61,12 @@ class SpotMasks:
         design = self.design.numpy()
         return torch.from_numpy(np.einsum("rx,sx->rs", design, design))
 
-    def draw(self, index: Tensor, side: int, device: torch.device) -> Tensor:
-        """float32 (R, side, side) in [0, 1]: how much of the image masks ``index`` show."""
-        narrow = index[index < self.places**2].to(device)
-        wide = index[index >= self.places**2].to(device) - self.places**2
-        shown = spot_masks(self.places, self.spot / self.cells, side, narrow)
-        deleted = 1 - spot_masks(self.wide, WIDE / self.wide, side, wide)
-        masks = shown.new_empty(len(index), side, side)
-        masks[index < self.places**2] = shown
-        masks[index >= self.places**2] = deleted
-        return masks
+    def draw(self, index: Tensor, side: int) -> Tensor:
+        """float32 (R, side, side) in [0, 1], where ``index`` lies: how much of the image masks
+        ``index`` show."""
+        parts = _make_parts(self, side, index.device)
+        shift, rows, columns = (part.index_select(0, index) for part in parts)
+        return (rows[:, :, None] * columns[:, None, :]).add_(shift[:, None, None])
 
     def most_telling(self, maps: Tensor) -> Tensor:
         """int64 (T,), narrow spots that the first round did not show: those with the highest
@@ -82,6 +77,23 @@ class SpotMasks:
         seen = self.first[self.first < self.places**2]
         highest[seen] = -1
         return highest.topk(min(TELLING * self.cells, self.places**2 - len(seen))).indices
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # of use in any mode
+def _make_parts(masks: SpotMasks, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Every mask as a number (N,) plus the product of a profile of its rows (N, side) and one of
+    its columns (N, side): 0 + spot where it is shown, 1 − spot where it is deleted."""
+    shift, rows, columns = [], [], []
+    for places, width, sign in (
+        (masks.places, masks.spot / masks.cells, 1.0),
+        (masks.wide, WIDE / masks.wide, -1.0),
+    ):
+        profiles = spot_profiles(places, width, side, device)
+        shift.append(torch.full((places**2,), (1 - sign) / 2, device=device))
+        rows.append(sign * profiles.repeat_interleave(places, 0))
+        columns.append(profiles.repeat(places, 1))
+    return torch.cat(shift), torch.cat(rows), torch.cat(columns)
 
 
 @lru_cache(maxsize=8)

@@ -155,8 +155,8 @@ def test_the_input_is_the_predictors(bundle, shape):
     predictor.set_image(picture(shape))
     hook.remove()
     segmenter = Segmenter.open(bundle, CPU)
-    ours = segmenter.prepare(segmenter.resize(picture(shape)))
-    torch.testing.assert_close(ours, seen[0][0], atol=1e-5, rtol=0)
+    ours = segmenter.prepare([segmenter.resize(picture(shape))])
+    torch.testing.assert_close(ours, seen[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,8 +8,6 @@ from medclipsam.engine.saliency.contrastcam import DELETED, explain
 from medclipsam.engine.saliency.masks import scale_map
 from medclipsam.engine.saliency.spots import FINE, WIDE, open_masks
 
-CPU = torch.device("cpu")
-
 
 def draw(places, width, side):
     """Gaussians of height 1, one after another: float64 (places², side, side)."""
@@ -31,7 +29,7 @@ def test_masks_show_narrow_spots_and_delete_wide_ones(cells, spot):
     wide = 1 - draw(masks.wide, WIDE / masks.wide, side)
     expected = np.concatenate([narrow, wide])
     order = torch.randperm(len(expected), generator=torch.Generator().manual_seed(cells))
-    found = masks.draw(order, side, CPU)
+    found = masks.draw(order, side)
     np.testing.assert_allclose(found.numpy(), expected[order.numpy()], atol=1e-6)
     np.testing.assert_allclose(masks.gram, masks.design @ masks.design.T, rtol=1e-12)
 
@@ -66,7 +64,7 @@ def test_the_map_is_the_solution_of_the_ridge_regression(cells, prompts):
     index = torch.cat([masks.first, telling])
     scores = torch.randn(len(index), prompts, generator=random).double()
     found = scale_map(explain(masks, index, scores, ridge))
-    design = masks.draw(index, masks.side, CPU).flatten(1).double().numpy()
+    design = masks.draw(index, masks.side).flatten(1).double().numpy()
     places = cells - 1
     weight = np.where(index.numpy() < places**2, 1.0, DELETED)
     centred = design - design.mean(0)

@@ -43,7 +43,7 @@ def test_images_enter_as_they_do_in_the_engine(fit, shape):
     )
     engine = Segmenter(None, None, config, CPU, 1, 1)
     assert to_input(build_sam(config), samples, np.array([0]))[0].equal(
-        engine.prepare(engine.resize(rgb))
+        engine.prepare([engine.resize(rgb)])[0]
     )
 
 

@@ -1,0 +1,108 @@
+"""Between host and device without waiting: copies through pinned memory, and events.
+
+Only ``Handover.take`` waits for a device, and only if the answer is not there yet. On a CPU
+nothing is copied, and everything is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes, of every part of a packed copy: any type can be viewed there
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``; the copy is queued there, and nobody waits for it.
+
+    Pinned memory comes from torch's caching allocator, which gives it out again only after the
+    copies from it are done.
+    """
+    if device.type == "cpu":
+        return host
+    staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+    staged.copy_(host)
+    return staged.to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # of use in any mode
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 (N,) on ``device``; uploaded once."""
+    return upload(torch.tensor(values), device)
+
+
+class Handover:
+    """Tensors of one device on their way to the host: packed into one copy, then an event.
+
+    Args:
+        device: where they lie.
+        tensors: any types and shapes; none of them make it a mark of how far the device has come.
+    """
+
+    def __init__(self, device: torch.device, tensors: Sequence[Tensor] = ()):
+        self._tensors = tuple(tensors)
+        self._host: Tensor | None = None
+        self.event: torch.cuda.Event | None = None
+        if device.type == "cpu":
+            return
+        if self._tensors:
+            packed = _pack(self._tensors)
+            self._host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
+            self._host.copy_(packed, non_blocking=True)
+        # a blocking event: who waits leaves its core to others
+        self.event = torch.cuda.Event(enable_timing=True, blocking=True)
+        self.event.record(torch.cuda.current_stream(device))
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``take`` would not wait."""
+        return self.event is None or self.event.query()
+
+    def since(self, mark: Handover) -> float | None:
+        """Seconds by the device's clock from an earlier one to this one, both taken; None on a
+        CPU, which has no other clock than ours."""
+        if self.event is None or mark.event is None:
+            return None
+        return mark.event.elapsed_time(self.event) / 1000
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The tensors on the CPU.
+
+        Raises:
+            RuntimeError: something that was queued before them failed on the device.
+        """
+        if self.event is not None:
+            self.event.synchronize()
+        if self._host is None:
+            return self._tensors
+        taken, at = [], 0
+        for tensor in self._tensors:
+            size = tensor.numel() * tensor.element_size()
+            part = self._host[at : at + size].view(tensor.dtype).view(tensor.shape)
+            taken.append(part.clone())  # so that pinned memory goes back
+            at += _padded(size)
+        return tuple(taken)
+
+
+def _pack(tensors: Sequence[Tensor]) -> Tensor:
+    """uint8 (N,): the bytes of all tensors, each from a multiple of ``ALIGNMENT`` on."""
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    packed = torch.empty(sum(map(_padded, sizes)), dtype=torch.uint8, device=tensors[0].device)
+    at = 0
+    for tensor, size in zip(tensors, sizes, strict=True):
+        packed[at : at + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        at += _padded(size)
+    return packed
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def fetch(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of ``device`` on the CPU; waits for them."""
+    return Handover(device, tensors).take()

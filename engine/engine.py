@@ -21,7 +21,7 @@ from medclipsam.engine.types import Prompts, Segmentation
 from medclipsam.engine.weights.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
-    from medclipsam.engine.run.executor import Executor, ExecutorContext
+    from medclipsam.engine.run.device.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
 
 
@@ -151,7 +151,7 @@ class Engine:
 
     def open_executor(self, context: ExecutorContext) -> Executor:
         """See ``Method``."""
-        from medclipsam.engine.run.zero_shot import ZeroShotExecutor
+        from medclipsam.engine.run.device.zero_shot import ZeroShotExecutor
 
         return ZeroShotExecutor(self.pipeline, context)
 

@@ -6,7 +6,8 @@ nothing is copied, and everything is there at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -101,6 +102,19 @@ def _pack(tensors: Sequence[Tensor]) -> Tensor:
 
 def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Work that a device has been given.
+
+    Attributes:
+        tensors: its results, on the device.
+        land: to be called with them on the CPU.
+    """
+
+    tensors: tuple[Tensor, ...]
+    land: Callable[..., None]
 
 
 def fetch(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from medclipsam.engine.run.progress import Progress, say, unheard
 if TYPE_CHECKING:
     from medclipsam.engine.archive import Archive
     from medclipsam.engine.prompts import PromptTable
-    from medclipsam.engine.run.executor import Method
+    from medclipsam.engine.run.device.executor import Method
     from medclipsam.engine.run.runner import RunSummary
     from medclipsam.engine.types import Prompts
 

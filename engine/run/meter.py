@@ -24,6 +24,7 @@ STAGES = (
     "refine_mask",
     "segment_encode",
     "segment_decode",
+    "conclude",
     "write_mask",
     "commit",
 )
@@ -37,7 +38,8 @@ class StageFigures:
     Attributes:
         workers: threads that may work on it at once.
         items: what it worked through: items, frames, rows or boxes.
-        busy: seconds of all its workers together.
+        busy: seconds of all its workers together; of a stage on CUDA, those of the device by its
+            own clock.
         occupancy: ``busy`` over wall seconds × workers.
         depth, deepest: mean and largest number of things that waited for it.
     """
@@ -58,7 +60,13 @@ class _Stage:
 
 
 class Meter:
-    """Counts of one run; every method may be called from any thread."""
+    """Counts of one run; every method may be called from any thread.
+
+    Attributes:
+        idle, idle_queued: seconds that the device executor had nothing to do, and of these with a
+            part of a batch waiting.
+        waited: seconds that it waited for the device.
+    """
 
     def __init__(self, trace: Trace | None = None):
         self._started = time.perf_counter()
@@ -67,6 +75,7 @@ class Meter:
         self._trace = trace
         self.idle = 0.0
         self.idle_queued = 0.0
+        self.waited = 0.0
 
     def set_workers(self, **workers: int) -> None:
         """How many threads may work on a stage, one unless said."""
@@ -74,8 +83,12 @@ class Meter:
             self._stages[name].workers = count
 
     @contextmanager
-    def work(self, stage: str, items: int = 1) -> Iterator[None]:
-        """Time what is done inside."""
+    def work(self, stage: str, items: int = 1, own: bool = True) -> Iterator[None]:
+        """Time what is done inside.
+
+        Args:
+            own: the time counts; else something else does the work, and ``ran`` tells how long.
+        """
         start = time.perf_counter()
         try:
             yield
@@ -83,7 +96,7 @@ class Meter:
             stop = time.perf_counter()
             with self._lock:
                 found = self._stages[stage]
-                found.busy += stop - start
+                found.busy += stop - start if own else 0.0
                 found.items += items
             if self._trace:
                 self._trace.span(stage, start - self._started, stop - start, items)
@@ -101,11 +114,26 @@ class Meter:
         if self._trace:
             self._trace.level(stage, now, depth)
 
+    def ran(self, stage: str, seconds: float) -> None:
+        """A stage's work took so long beside what ``work`` has timed."""
+        with self._lock:
+            self._stages[stage].busy += seconds
+
+    def awaited(self, seconds: float) -> None:
+        """The device executor waited for the device."""
+        self.waited += seconds
+
     def rest(self, seconds: float, queued: bool) -> None:
         """The device executor had nothing to do, although (``queued``) a part of a batch waited."""
         self.idle += seconds
         if queued:
             self.idle_queued += seconds
+
+    @property
+    def device_busy(self) -> float:
+        """Seconds that the device worked, whatever the executor did meanwhile."""
+        with self._lock:
+            return sum(self._stages[stage].busy for stage in DEVICE)
 
     @property
     def seconds(self) -> float:

@@ -26,7 +26,7 @@ from medclipsam.engine.prompts import PromptTable, identify_prompts
 from medclipsam.engine.report.report import write_report
 from medclipsam.engine.run.collecting import Selection, collect_cases
 from medclipsam.engine.run.commit import Observer
-from medclipsam.engine.run.executor import Method
+from medclipsam.engine.run.device.executor import Method
 from medclipsam.engine.run.folder import (
     LEDGER,
     SUCCESS,

@@ -1,7 +1,7 @@
 """The way of all items of a run: listed, loaded, through the models, written, committed.
 
-list → read_image (threads, decode processes) → Executor (device; fit_image, refine_mask on
-threads) → write_mask (threads) → commit (one thread, in groups)
+list → read_image (threads, decode processes) → Executor (device; fit_image, refine_mask, conclude
+on threads) → write_mask (threads) → commit (one thread, in groups)
 
 An item holds a part of the byte budget from before it is loaded until its rows are
 committed. Files are durable before rows. Every entry that is listed is counted, and so is
@@ -24,7 +24,7 @@ from medclipsam.engine.errors import InputError, OutputError
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.run.budget import Budget
 from medclipsam.engine.run.commit import Committer, Observer
-from medclipsam.engine.run.executor import ExecutorContext, Method
+from medclipsam.engine.run.device.executor import ExecutorContext, Method
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.hop import Hop
 from medclipsam.engine.run.inbox import Inbox, Message
@@ -98,7 +98,11 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
     cv2.setNumThreads(1)  # images run side by side; OpenCV's own threads would compete
     threads, meter, delivery = job.method.threads, job.meter, job.delivery
     meter.set_workers(
-        read_image=threads, fit_image=threads, refine_mask=threads, write_mask=threads
+        read_image=threads,
+        fit_image=threads,
+        refine_mask=threads,
+        conclude=threads,
+        write_mask=threads,
     )
     inbox, budget, census = Inbox(stop), Budget(job.memory, stop), Census()
     sources: dict[str, ItemRef] = {}  # names in the run folder → names in the archive
@@ -220,6 +224,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
         readers = Hop("read_image", threads, inbox, meter)
         fitters = Hop("fit_image", threads, inbox, meter)
         refiners = Hop("refine_mask", threads, inbox, meter)
+        concluders = Hop("conclude", threads, inbox, meter)
         writers = Hop("write_mask", threads, inbox, meter, brings=False)
         committers = Hop("commit", 1, inbox, meter, brings=False)
         committer = Committer(
@@ -227,7 +232,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
             *(lambda work: budget.give(work.cost), job.observer),
         )
         context = ExecutorContext(
-            *(fitters, refiners, inbox, meter, finish, give_up, streak.passed),
+            *(fitters, refiners, concluders, inbox, meter, finish, give_up, streak.passed),
             *("saliency" in delivery.formats, "crf" in delivery.formats),
         )
         lister = Thread(target=list_entries, name="list", daemon=True)
@@ -248,6 +253,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
             readers.close(drop=stopped, patience=GRACE if stopped else None)
             fitters.close(drop=broken)
             refiners.close(drop=broken)
+            concluders.close(drop=broken)
             writers.close(drop=broken)
             if not stopped:
                 streak.end()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medclipsam.engine.backends.handover import fetch
+from medclipsam.engine.backends.handover import Launched, fetch
 from medclipsam.engine.encoder import ClipEncoder
 
 
@@ -51,19 +51,6 @@ class Fetch:
 
 
 Round = Probe | Fetch
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Work that the device has been given.
-
-    Attributes:
-        tensors: its results, on the device.
-        land: to be called with them on the CPU.
-    """
-
-    tensors: tuple[Tensor, ...]
-    land: Callable[..., None]
 
 
 @dataclass(eq=False)
@@ -147,6 +134,12 @@ class RowQueue:
         self._wait(self.launch())
         self.settle()
 
+    def drain(self) -> None:
+        """Wait for all that was asked, and for what is asked next."""
+        self.settle()
+        while self.waiting:
+            self.run()
+
     def settle(self) -> None:
         """Wait for all that probes have asked of the device beside rows."""
         for launched in self.fetches():
@@ -188,9 +181,9 @@ class RowQueue:
             self._advance_if_complete(entry)
 
     def _advance_if_complete(self, entry: _Open) -> None:
-        if entry.number in self._open and isinstance(entry.round, Probe):
-            if entry.received == entry.round.rows:
-                self._advance(entry, torch.cat(entry.parts))
+        held, asked = entry.number in self._open, entry.round
+        if held and isinstance(asked, Probe) and entry.received == asked.rows:
+            self._advance(entry, torch.cat(entry.parts))
 
     def _ask(self, entry: _Open, spans: deque[_Span]) -> None:
         found = entry.round
@@ -273,6 +266,8 @@ def then(probe: Round, answer: Callable[[Any], Any]) -> Round:
         found = probe.finish(*rows)
         return then(found, answer) if isinstance(found, (Probe, Fetch)) else answer(found)
 
+    if isinstance(probe, Fetch):
+        return Fetch(probe.tensors, finish)
     return replace(probe, finish=finish)
 
 

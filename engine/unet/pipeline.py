@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import fetch, upload
 from medclipsam.engine.boxes import extract_boxes
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.fit import Fit, fit_image, make_fit, normalise_rgb, unfit_map
@@ -47,6 +48,12 @@ class UnetPipeline:
         pixels = square.permute(2, 0, 1)[None].float() / 255
         return normalise_rgb(pixels, self.config.mean, self.config.std)[0]
 
+    def run(self, prepared: Sequence[Tensor]) -> Tensor:
+        """At most ``batch`` prepared images → float32 (B, L, S, S) logits on the device."""
+        padding = [torch.zeros_like(prepared[0])] * (self.batch - len(prepared))
+        pixels = upload(torch.stack([*prepared, *padding]), self.device)
+        return self.graph(pixels)[: len(prepared)]
+
     def infer(self, prepared: Sequence[Tensor]) -> list[np.ndarray]:
         """Prepared images, as many as there are → float32 (L, S, S) logits of each.
 
@@ -55,15 +62,8 @@ class UnetPipeline:
         """
         out: list[np.ndarray] = []
         for start in range(0, len(prepared), self.batch):
-            group = list(prepared[start : start + self.batch])
-            padding = [torch.zeros_like(group[0])] * (self.batch - len(group))
-            logits = self.graph(torch.stack(group + padding).to(self.device))
-            out += list(logits[: len(group)].cpu().numpy())
-        if not all(np.isfinite(logits).all() for logits in out):
-            raise BackendError(
-                "the task model answers with numbers that are not finite; use --precision fp32, "
-                "or train it again with a lower learning rate"
-            )
+            (logits,) = fetch(self.device, self.run(prepared[start : start + self.batch]))
+            out += require_finite(logits)
         return out
 
     def threshold(self, rgb: np.ndarray, logits: np.ndarray) -> dict[str, Segmentation]:
@@ -78,6 +78,20 @@ class UnetPipeline:
 
     def _fit(self, rgb: np.ndarray) -> Fit:
         return make_fit(rgb.shape[0], rgb.shape[1], self.config.image_size, self.config.fit)
+
+
+def require_finite(logits: Tensor) -> list[np.ndarray]:
+    """Logits (B, L, S, S) on the CPU, of each image.
+
+    Raises:
+        BackendError: some are not finite.
+    """
+    if not logits.isfinite().all():
+        raise BackendError(
+            "the task model answers with numbers that are not finite; use --precision fp32, "
+            "or train it again with a lower learning rate"
+        )
+    return list(logits.numpy())
 
 
 def to_segmentation(probability: np.ndarray, mask: np.ndarray) -> Segmentation:

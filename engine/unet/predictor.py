@@ -23,7 +23,7 @@ from medclipsam.engine.unet.model import TaskModel, open_task_model
 from medclipsam.engine.unet.pipeline import UnetPipeline
 
 if TYPE_CHECKING:
-    from medclipsam.engine.run.executor import Executor, ExecutorContext
+    from medclipsam.engine.run.device.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
 
 BATCH = 4

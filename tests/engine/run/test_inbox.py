@@ -9,8 +9,10 @@ from collections import deque
 from threading import Event
 
 import pytest
+import torch
 
-from medclipsam.engine.run.executor import Executor
+from medclipsam.engine.run.device.executor import Executor
+from medclipsam.engine.run.device.flights import Flights
 from medclipsam.engine.run.hop import Hop
 from medclipsam.engine.run.inbox import POLL, Inbox
 from medclipsam.engine.run.meter import Meter
@@ -101,14 +103,16 @@ class Scripted(Inbox):
 class Counting(Executor):
     """An executor whose only work is to count what arrives."""
 
-    LOWER_MEMORY = ""
-
     def __init__(self, inbox, meter=None):
         self.inbox, self.meter = inbox, meter or Meter()
-        self._loaded, self._fitting, self._refining = deque(), 0, 0
+        self._loaded, self._fitting, self._beside = deque(), 0, 0
+        self._flights = Flights(torch.device("cpu"), self.meter, lambda stage: None)
         self.waiting, self.done = deque(), []
 
-    def _next_step(self, moving):
+    def _lower_memory(self, stage):
+        return ""
+
+    def _next_step(self, moving, room):
         return self._step if self.waiting and not moving else None
 
     def _step(self):

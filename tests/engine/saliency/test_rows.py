@@ -45,9 +45,12 @@ def test_images_do_not_change_each_other(tiny_encoder, images, prompts):
 
 def test_only_the_last_batch_is_not_full_and_rows_are_made_when_needed(tiny_encoder):
     calls, made = [], []
-    encoder = replace(
-        tiny_encoder, score=lambda rows: (calls.append(len(rows)), rows[:, 0, 0].clone())[1]
-    )
+
+    def score(rows):
+        calls.append(len(rows))
+        return rows[:, 0, 0].clone()
+
+    encoder = replace(tiny_encoder, score=score)
 
     def probes():
         for n in range(50):

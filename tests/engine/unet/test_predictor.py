@@ -149,7 +149,7 @@ def test_a_stopped_run_resumes(predictor, archive, whole, tmp_path):
     same(out, whole)
 
 
-STAGES = {"prepare": "fit_image", "infer": "compute_saliency", "threshold": "refine_mask"}
+STAGES = {"prepare": "fit_image", "run": "compute_saliency", "threshold": "refine_mask"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -159,7 +159,7 @@ def test_a_failing_stage_costs_one_item(predictor, archive, whole, tmp_path, mon
     real = getattr(UnetPipeline, stage)
 
     def call(self, first, *others):
-        if stage == "infer":
+        if stage == "run":
             hit = any(torch.equal(pixels, target) for pixels in first)
         else:
             hit = np.array_equal(first, culprit)

@@ -13,6 +13,7 @@ from running.streamed import PROMPTS, contents, rows
 from medclipsam.engine.errors import BackendError, OutputError
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.run.ledger import Ledger
+from medclipsam.engine.saliency.rows import Fetch
 from medclipsam.engine.segment import Segmenter
 
 STAGES = {
@@ -43,8 +44,8 @@ def test_a_failing_stage_costs_one_item(engine, archive, whole, tmp_path, monkey
         monkeypatch.setattr(Pipeline, "fit", patch)
     elif stage == "encode_image":
         culprit = engine.pipeline.fit(culprit)
-        patch = fails_on(Pipeline.encode_image, lambda self, squares: squares)
-        monkeypatch.setattr(Pipeline, "encode_image", patch)
+        patch = fails_on(Pipeline.embed_squares, lambda self, squares: squares)
+        monkeypatch.setattr(Pipeline, "embed_squares", patch)
     elif stage == "refine":
         patch = fails_on(Pipeline.refine, lambda self, rgb, prompts, answer: [rgb])
         monkeypatch.setattr(Pipeline, "refine", patch)
@@ -54,14 +55,14 @@ def test_a_failing_stage_costs_one_item(engine, archive, whole, tmp_path, monkey
         monkeypatch.setattr(Segmenter, "encode_resized", patch)
     elif stage == "segment":
         embedding = engine.pipeline.segmenter.encode_image([culprit])[0]
-        real = Segmenter.segment
+        real = Segmenter.draw
 
         def segment(self, embeddings, shapes, boxes):
             if any(torch.equal(e, embedding) for e in embeddings):
                 raise ZeroDivisionError("boom")
             return real(self, embeddings, shapes, boxes)
 
-        monkeypatch.setattr(Segmenter, "segment", segment)
+        monkeypatch.setattr(Segmenter, "draw", segment)
     else:
         break_one_question(engine, culprit, monkeypatch)
     engine.run(archive, PROMPTS, tmp_path / "run")
@@ -88,13 +89,15 @@ def break_one_question(engine, culprit, monkeypatch):
 
     def open_probe(model, question, config):
         probe = real(model, question, config)
-        if not torch.equal(question.image, target):
-            return probe
+        return breaking(probe) if torch.equal(question.image, target) else probe
 
-        def make(start, stop):
-            raise ZeroDivisionError("boom")
-
+    def breaking(probe):
+        if isinstance(probe, Fetch):
+            return Fetch(probe.tensors, lambda *answer: breaking(probe.finish(*answer)))
         return replace(probe, make=make)
+
+    def make(start, stop):
+        raise ZeroDivisionError("boom")
 
     monkeypatch.setattr(pipeline, "open_probe", open_probe)
 

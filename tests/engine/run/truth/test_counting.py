@@ -9,7 +9,7 @@ from running.attempts import COUNT, attempt
 
 from medclipsam.engine.errors import ConfigError, OutputError
 from medclipsam.engine.run import folder
-from medclipsam.engine.run.executor import Executor
+from medclipsam.engine.run.device.executor import Executor
 from medclipsam.engine.run.folder import RunFolder
 
 

@@ -12,9 +12,9 @@ from medclipsam.engine.backends.faults import refuse_broken
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.run import commit, streaming
-from medclipsam.engine.run import zero_shot as zero_shot_executor
 from medclipsam.engine.run.budget import Budget
-from medclipsam.engine.run.executor import Executor
+from medclipsam.engine.run.device import zero_shot as zero_shot_executor
+from medclipsam.engine.run.device.executor import Executor
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.naming import PlainNames
@@ -29,10 +29,10 @@ STEPS = [
     (streaming, "weigh", None),
     (Executor, "load", None),
     (Pipeline, "fit", "fit_image"),
-    (Pipeline, "encode_image", "encode_image"),
+    (Pipeline, "embed_squares", "encode_image"),
     (Pipeline, "open_probe", "compute_saliency"),
     (pipeline, "open_probe", "compute_saliency"),
-    (RowQueue, "run", "compute_saliency"),
+    (RowQueue, "launch", "compute_saliency"),
     (RowQueue, "finished", "compute_saliency"),
     (zero_shot_executor, "to_numpy", "compute_saliency"),
     (Pipeline, "refine", "refine_mask"),
@@ -40,7 +40,8 @@ STEPS = [
     (zero_shot_executor, "quantise", "refine_mask"),
     (Segmenter, "resize", "segment_encode"),
     (Segmenter, "encode_resized", "segment_encode"),
-    (Segmenter, "segment", "segment_decode"),
+    (Segmenter, "draw", "segment_decode"),
+    (Segmenter, "gather", "segment_decode"),
     (Pipeline, "to_segmentation", "segment_decode"),
     (streaming, "finish_work", None),
     (RunFolder, "write_all", None),
@@ -175,7 +176,7 @@ def test_a_device_that_breaks_for_good_stops_the_run(
 ):
     """From the fifth call on every call fails: exit 1, no image blamed, resumable."""
     real, calls = getattr(where, name), []
-    first = 1 if name == "encode_image" else 5  # one batch of it holds the whole archive
+    first = 1 if name == "embed_squares" else 5  # one batch of it holds the whole archive
     error = {**BREAKS, "unknown": lambda: ValueError("the device is gone")}[kind]
 
     def breaks(*args, **more):

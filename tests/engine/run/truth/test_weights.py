@@ -8,7 +8,7 @@ import pytest
 
 from medclipsam.engine.prompts import make_prompts
 from medclipsam.engine.run import streaming
-from medclipsam.engine.run import zero_shot as zero_shot_executor
+from medclipsam.engine.run.device import zero_shot as zero_shot_executor
 from medclipsam.engine.run.work import Work
 from medclipsam.engine.segment import Segmenter
 from medclipsam.engine.types import Image, ItemRef

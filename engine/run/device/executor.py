@@ -1,12 +1,13 @@
 """Frames through the models: one executor for the device, CPU threads beside it.
 
-The executor always takes the most downstream batch that is full, so that images finish
-early and memory stays bounded. A part of a batch is run, padded, only when nothing is on
-its way any more that could fill it. How frames were grouped does not change a byte:
-batches have one shape and rows do not see each other.
+The executor touches no pixels, and waits for the device only where there is nothing else to do:
+a step is launched, and landed when its answer has come (``device.flights``). It always takes the
+most downstream batch that is full, so that images finish early and memory stays bounded. A part
+of a batch is run, padded, only when nothing is on its way any more that could fill it. How frames
+were grouped does not change a byte: batches have one shape and rows do not see each other.
 
 Here is what every executor does; which steps there are and which comes next say
-``run.zero_shot`` and ``unet.executor``.
+``device.zero_shot`` and ``unet.executor``.
 """
 
 import time
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from medclipsam.engine.backends.faults import refuse_broken
 from medclipsam.engine.errors import at_stage, stage_of
 from medclipsam.engine.prompts import PromptTable
+from medclipsam.engine.run.device.flights import Flights
 from medclipsam.engine.run.hop import Hop
 from medclipsam.engine.run.inbox import Inbox
 from medclipsam.engine.run.meter import Meter
@@ -60,6 +63,7 @@ class ExecutorContext:
     Attributes:
         fitters: CPU threads for fit_image.
         refiners: CPU threads for refine_mask.
+        concluders: CPU threads for conclude.
         inbox: where loaded items and refined frames arrive.
         meter: where the time goes.
         done: called with each item whose frames are all through, or that failed.
@@ -71,6 +75,7 @@ class ExecutorContext:
 
     fitters: Hop
     refiners: Hop
+    concluders: Hop
     inbox: Inbox
     meter: Meter
     done: Callable[[Work], None]
@@ -80,58 +85,31 @@ class ExecutorContext:
     keep_crf: bool = False
 
 
-class Waiting(Generic[T]):
-    """What waits for a device stage, first come, first served; counted by the meter."""
-
-    def __init__(self, stage: str, meter: Meter):
-        self._stage, self._meter = stage, meter
-        self._things: deque[T] = deque()
-
-    def __len__(self) -> int:
-        return len(self._things)
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._things)
-
-    @property
-    def first(self) -> T:
-        """The one that waits longest."""
-        return self._things[0]
-
-    def put(self, thing: T) -> None:
-        """Let it wait."""
-        self._things.append(thing)
-        self._meter.wait(self._stage, 1)
-
-    def take(self, most: int) -> list[T]:
-        """The first ones, at most so many."""
-        taken = [self._things.popleft() for _ in range(min(most, len(self._things)))]
-        self._meter.wait(self._stage, -len(taken))
-        return taken
-
-    def keep(self, wanted: Callable[[T], bool]) -> None:
-        """Drop all others."""
-        before = len(self._things)
-        self._things = deque(filter(wanted, self._things))
-        self._meter.wait(self._stage, len(self._things) - before)
-
-
 class Executor(ABC):
     """Runs every device stage, on the thread that calls ``run``."""
 
-    LOWER_MEMORY: ClassVar[str]  # flags that make the models need less of the device's memory
-
-    def __init__(self, context: ExecutorContext):
+    def __init__(self, context: ExecutorContext, device: torch.device):
         self.inbox, self.meter = context.inbox, context.meter
         self.done, self.failed, self.passed = context.done, context.failed, context.passed
         self.keep_saliency, self.keep_crf = context.keep_saliency, context.keep_crf
         self._fitters, self._refiners = context.fitters, context.refiners
-        self._fitting, self._refining = 0, 0  # frames with the CPU threads
+        self._concluders = context.concluders
+        self._fitting, self._beside = 0, 0  # frames with the CPU threads: fit_image, later stages
+        self._flights = Flights(device, self.meter, self.passed)
         self._loaded: deque[tuple[Work, int]] = deque()
 
     @abstractmethod
-    def _next_step(self, moving: bool) -> Step | None:
-        """The scheduling policy; ``moving`` says that more may come which fills a batch."""
+    def _next_step(self, moving: bool, room: bool) -> Step | None:
+        """The scheduling policy.
+
+        Args:
+            moving: more may come which fills a batch.
+            room: the device takes another step.
+        """
+
+    @abstractmethod
+    def _lower_memory(self, stage: str) -> str:
+        """Flags that make a stage need less of the device's memory than now, if there are any."""
 
     @property
     @abstractmethod
@@ -158,14 +136,20 @@ class Executor(ABC):
             news = self.inbox.drain(block=False)
             if stop.is_set():
                 self._drop_unbegun()
-                if not (self._queued or self._fitting or self._refining):
+                if not (self._queued or self._fitting or self._beside or self._flights):
                     return
-            step = self._next_step(moving > 0 and patient)
+            if self._flights.ready:
+                step: Step | None = self._flights.land
+            else:
+                step = self._next_step(moving > 0 and patient, self._flights.room)
             if step:
                 step()
                 patient = True
             elif news:
                 continue  # what a message has begun was not in the count
+            elif self._flights:
+                self._flights.land()  # nothing else to do but to wait for it
+                patient = True
             elif closed and not moving and not self._queued:
                 return
             else:
@@ -216,15 +200,6 @@ class Executor(ABC):
         if whole:
             self.passed(stage)
 
-    def _batch(self, stage: str, frames: Sequence[Frame], compute: Callable[[], T]) -> T | None:
-        """A device stage of frames together; None where it failed and they were done alone."""
-        try:
-            with self._at(stage, len(frames)):
-                return compute()
-        except Exception as exc:
-            self._one_by_one(frames, exc)
-            return None
-
     def _fit_next(self) -> None:
         """Let a CPU thread fit the next frame."""
         taken = self._next_frame()
@@ -243,13 +218,19 @@ class Executor(ABC):
 
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
+        self._send_aside(self._refiners, "refine_mask", frame, refine)
 
-        def refined(then: Step) -> None:
-            self._refining -= 1
+    def _conclude(self, frame: Frame, conclude: Callable[[], Step]) -> None:
+        """Let a CPU thread do what is left of a frame, as in ``_refine``."""
+        self._send_aside(self._concluders, "conclude", frame, conclude)
+
+    def _send_aside(self, hop: Hop, stage: str, frame: Frame, compute: Callable[[], Step]) -> None:
+        def back(then: Step) -> None:
+            self._beside -= 1
             then()
 
-        self._refining += 1
-        self._refiners.send(partial(self._aside, "refine_mask", frame.work, refine, refined))
+        self._beside += 1
+        hop.send(partial(self._aside, stage, frame.work, compute, back))
 
     def _aside(
         self, stage: str, work: Work, compute: Callable[[], Step], then: Callable[[Step], None]
@@ -279,7 +260,7 @@ class Executor(ABC):
 
     def _one_by_one(self, frames: Sequence[Frame], exc: Exception) -> None:
         """Frames whose shared batch failed, each alone, to find the culprit."""
-        refuse_broken(exc, self.LOWER_MEMORY)
+        refuse_broken(exc, self._lower_memory(stage_of(exc)))
         for frame in frames:
             try:
                 segments = self._segment_alone(frame)
@@ -296,7 +277,7 @@ class Executor(ABC):
         Raises:
             MedclipsamError: it is no fault of the item.
         """
-        refuse_broken(exc, self.LOWER_MEMORY)
+        refuse_broken(exc, self._lower_memory(stage_of(exc)))
         if work.error is None:
             self.failed(work, stage_of(exc), exc)
         self._count_down(work)

@@ -1,28 +1,30 @@
 """The zero-shot method on the device: saliency, SAM's encoder and its decoder, in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
+from medclipsam.engine.backends.handover import Launched, fetch
 from medclipsam.engine.errors import ConfigError, InputError, at_stage
 from medclipsam.engine.pipeline import Localization, Pipeline, to_numpy
-from medclipsam.engine.run.executor import (
+from medclipsam.engine.run.device.executor import (
     NO_MAP,
     Executor,
     ExecutorContext,
     Frame,
     Step,
-    Waiting,
     quantise,
 )
+from medclipsam.engine.run.device.waiting import Waiting
 from medclipsam.engine.run.work import Work
-from medclipsam.engine.saliency import Answer, Probe, RowQueue
+from medclipsam.engine.saliency import Answer, Round, RowQueue
 from medclipsam.engine.segment import BoxMasks
 from medclipsam.engine.types import Segmentation
 
+LEAST_ROWS = 16  # fewer leave a device idle
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
@@ -33,12 +35,14 @@ class ZeroShotFrame(Frame):
     Attributes:
         square: uint8 (S, S, 3), what CLIP sees, until it is encoded.
         resized: uint8 (h, w, 3), what SAM sees, if it is asked.
+        alone: it is done again by itself, since a batch with it failed.
     """
 
     square: np.ndarray = field(default_factory=lambda: NO_PIXELS)
     resized: np.ndarray = field(default_factory=lambda: NO_PIXELS)
     found: list[Localization] = field(default_factory=list)
     masks: dict[str, BoxMasks | None] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,15 @@ class Pair:
 
 
 class ZeroShotExecutor(Executor):
-    """Every stage of a ``Pipeline``; fit_image and refine_mask on the CPU threads."""
-
-    LOWER_MEMORY = "--set segment.batch=1 --set saliency.rows=16"
+    """Every stage of a ``Pipeline``; fit_image, refine_mask and conclude on the CPU threads."""
 
     def __init__(self, pipeline: Pipeline, context: ExecutorContext):
-        super().__init__(context)
+        super().__init__(context, pipeline.encoder.device)
         self.pipeline = pipeline
         self._maps = self.keep_saliency or self.keep_crf  # of absent prompts, too
         self._fitted: Waiting[ZeroShotFrame] = Waiting("encode_image", self.meter)
         self._rows = RowQueue(pipeline.encoder)
+        self._counted = 0  # rows that the meter knows of
         self._boxed: Waiting[ZeroShotFrame] = Waiting("segment_encode", self.meter)
         self._pairs: Waiting[Pair] = Waiting("segment_decode", self.meter)
 
@@ -68,25 +71,40 @@ class ZeroShotExecutor(Executor):
     def _queued(self) -> bool:
         return bool(self._loaded or self._fitted or self._rows or self._boxed or self._pairs)
 
-    def _next_step(self, moving: bool) -> Step | None:
+    def _lower_memory(self, stage: str) -> str:
+        """What the stage works with at once, if that can be less, and half of its numbers."""
+        config, sam = self.pipeline.config, stage.startswith("segment")
+        lower = []
+        if not sam and config.saliency.rows > LEAST_ROWS:
+            lower.append(f"--set saliency.rows={LEAST_ROWS}")
+        if sam and config.segment.batch > 1:
+            lower.append("--set segment.batch=1")
+        if sam and config.segment.boxes > 1:
+            lower.append("--set segment.boxes=1")
+        if config.precision in ("fp32", "tf32") and self.pipeline.encoder.device.type == "cuda":
+            lower.append("--precision bf16")
+        return " ".join(lower)
+
+    def _next_step(self, moving: bool, room: bool) -> Step | None:
         """Most downstream full batch first; then parts of batches, most upstream first, since
         what comes out of them fills others."""
         segmenter, most = self.pipeline.segmenter, self.pipeline.encoder.rows
-        if sum(len(pair.found.boxes) for pair in self._pairs) >= segmenter.boxes:
-            return self._decode
-        if len(self._boxed) >= segmenter.batch:
-            return self._encode_boxed
-        if self._rows.full:
-            return self._score
-        if len(self._fitted) >= most:
-            return self._encode
+        if room:
+            if sum(len(pair.found.boxes) for pair in self._pairs) >= segmenter.boxes:
+                return self._decode
+            if len(self._boxed) >= segmenter.batch:
+                return self._encode_boxed
+            if self._rows.full:
+                return self._score
+            if len(self._fitted) >= most:
+                return self._encode
         if self._loaded and self._fitting + len(self._fitted) < 2 * most:
             return self._fit_next
-        if moving:
+        if moving or not room or self._flights:
             return None
         if self._fitted:
             return self._encode
-        if self._rows:
+        if self._rows.waiting:
             return self._score
         if self._boxed:
             return self._encode_boxed
@@ -100,19 +118,21 @@ class ZeroShotExecutor(Executor):
     def _encode(self) -> None:
         """encode_image; what is not in an image is known then, and costs nothing further."""
         frames = self._fitted.take(self.pipeline.encoder.rows)
-        embeddings = self._batch(
-            "encode_image",
-            frames,
-            lambda: self.pipeline.encode_image([frame.square for frame in frames]),
-        )
-        if embeddings is None:
-            return
+
+        def compute() -> Launched:
+            embeddings = self.pipeline.embed_squares([frame.square for frame in frames])
+            return Launched((embeddings,), partial(self._ask, frames))
+
+        failed = partial(self._one_by_one, frames)
+        self._flights.launch("encode_image", len(frames), compute, failed)
+
+    def _ask(self, frames: Sequence[ZeroShotFrame], embeddings: Tensor) -> None:
         for frame, embedding in zip(frames, embeddings, strict=True):
-            self._ask(frame, embedding)
+            self._add(frame, embedding)
         self._collect()
 
-    def _ask(self, frame: ZeroShotFrame, embedding: Tensor) -> None:
-        before = self._rows.waiting
+    def _add(self, frame: ZeroShotFrame, embedding: Tensor) -> None:
+        began = self._flights.mark()
         try:
             with self._at("compute_saliency", 0, whole=False):
                 self._rows.add(self._open_probe(frame, embedding), frame)
@@ -124,50 +144,54 @@ class ZeroShotExecutor(Executor):
             self._one_by_one([frame], exc)
             return
         frame.square = NO_PIXELS
-        self.meter.wait("compute_saliency", self._rows.waiting - before)
+        for launched in self._rows.fetches():
+            land = partial(self._land_rows, launched.land)
+            launched = Launched(launched.tensors, land)
+            self._flights.add("compute_saliency", began, launched, self._restart)
 
-    def _open_probe(self, frame: ZeroShotFrame, embedding: Tensor) -> Probe:
+    def _open_probe(self, frame: ZeroShotFrame, embedding: Tensor) -> Round:
         return self.pipeline.open_probe(frame.square, embedding, frame.work.prompts, self._maps)
 
     def _score(self) -> None:
-        before = self._rows.waiting
-        try:
-            with self._at("compute_saliency", min(before, self._rows.most), whole=False):
-                self._rows.run()
-        except Exception as exc:
-            self._restart(exc, before)
-            return
-        self.meter.wait("compute_saliency", self._rows.waiting - before)
+        def compute() -> Launched:
+            launched = self._rows.launch()
+            return Launched(launched.tensors, partial(self._land_rows, launched.land))
+
+        items = min(self._rows.waiting, self._rows.most)
+        self._flights.launch("compute_saliency", items, compute, self._restart, whole=False)
+
+    def _land_rows(self, land: Callable[..., None], *answer: Tensor) -> None:
+        land(*answer)
         self._collect()
 
     def _collect(self) -> None:
-        """Hand frames whose rows are all embedded to the CPU threads; those without any are
-        through."""
+        """Hand frames whose rows are all embedded to the CPU threads."""
+        self._count_rows()
         try:
             with at_stage("compute_saliency"):
                 for frame, answer in self._rows.finished():
                     if len(answer.wanted):
                         self._refine(frame, partial(self._localize, frame, answer))
-                    else:
-                        self._conclude(frame, answer)
+                    else:  # no prompt is in this frame
+                        self._conclude(frame, partial(self._dismiss, frame, answer))
         except Exception as exc:
-            self._restart(exc, self._rows.waiting)
+            self._restart(exc)
 
-    def _restart(self, exc: Exception, waiting: int) -> None:
+    def _restart(self, exc: Exception) -> None:
         """A batch of rows failed: the frames in the queue are done again one by one."""
-        self.meter.wait("compute_saliency", -waiting)
-        self._one_by_one(self._rows.clear(), exc)
+        frames = self._rows.clear()
+        self._count_rows()
+        self._one_by_one(frames, exc)
 
-    def _conclude(self, frame: ZeroShotFrame, answer: Answer) -> None:
-        """No prompt is in this frame: there is nothing left to compute."""
-        try:
-            with at_stage("refine_mask"):
-                found = self.pipeline.refine(frame.rgb, frame.work.prompts, to_numpy(answer))
-                frame.found = [replace(each, saliency=NO_MAP) for each in found]
-        except Exception as exc:
-            self._fail(frame.work, exc)
-            return
-        self._take_localized(frame)
+    def _count_rows(self) -> None:
+        self.meter.wait("compute_saliency", self._rows.waiting - self._counted)
+        self._counted = self._rows.waiting
+
+    def _dismiss(self, frame: ZeroShotFrame, answer: Answer) -> Step:
+        """All that is said of a frame without any prompt; on a CPU thread."""
+        with at_stage("refine_mask"):
+            found = list(self.pipeline.refine(frame.rgb, frame.work.prompts, to_numpy(answer)))
+        return partial(self._keep, frame, self._to_segmentations(found, {}))
 
     def _localize(self, frame: ZeroShotFrame, answer: Answer) -> Step:
         """What is left of compute_saliency, refine_mask and extract_boxes; on a CPU thread."""
@@ -186,24 +210,26 @@ class ZeroShotExecutor(Executor):
     def _take_localized(self, frame: ZeroShotFrame) -> None:
         frame.masks = {found.label: None for found in frame.found if not len(found.boxes)}
         if len(frame.masks) == len(frame.found):
-            self._complete(frame)
+            self._conclude(frame, partial(self._complete, frame))
         else:
             self._boxed.put(frame)
 
     def _encode_boxed(self) -> None:
+        """segment_encode; embeddings stay on the device, so pairs need not wait for them."""
         frames = self._boxed.take(self.pipeline.segmenter.batch)
-        embeddings = self._batch(
-            "segment_encode",
-            frames,
-            lambda: self.pipeline.segmenter.encode_resized([frame.resized for frame in frames]),
-        )
-        if embeddings is None:
-            return
-        for frame, embedding in zip(frames, embeddings, strict=True):
-            frame.resized = NO_PIXELS
-            for found in frame.found:
-                if len(found.boxes):
-                    self._pairs.put(Pair(frame, found, embedding))
+
+        def compute() -> Launched:
+            resized = [frame.resized for frame in frames]
+            embeddings = self.pipeline.segmenter.encode_resized(resized)
+            for frame, embedding in zip(frames, embeddings, strict=True):
+                frame.resized = NO_PIXELS
+                for found in frame.found:
+                    if len(found.boxes):
+                        self._pairs.put(Pair(frame, found, embedding))
+            return Launched((), lambda: None)
+
+        failed = partial(self._one_by_one, frames)
+        self._flights.launch("segment_encode", len(frames), compute, failed)
 
     def _decode(self) -> None:
         pairs = self._pairs.take(1)
@@ -213,34 +239,45 @@ class ZeroShotExecutor(Executor):
             if boxes > self.pipeline.segmenter.boxes:
                 break
             pairs += self._pairs.take(1)
-        frames = list({id(pair.frame): pair.frame for pair in pairs}.values())
-        try:
-            with self._at("segment_decode", len(pairs), whole=False):
-                for pair, mask in zip(pairs, self._draw(pairs), strict=True):
-                    pair.frame.masks[pair.found.label] = mask
-        except Exception as exc:
-            self._pairs.keep(lambda pair: pair.frame not in frames)
-            self._one_by_one(frames, exc)
-            return
-        for frame in frames:
-            if len(frame.masks) == len(frame.found):
-                self._complete(frame)
 
-    def _draw(self, pairs: Sequence[Pair]) -> list[BoxMasks | None]:
-        return self.pipeline.segmenter.segment(
+        def compute() -> Launched:
+            return Launched(tuple(self._draw(pairs)), partial(self._take_masks, pairs))
+
+        failed = partial(self._redraw, pairs)
+        self._flights.launch("segment_decode", len(pairs), compute, failed, whole=False)
+
+    def _draw(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        return self.pipeline.segmenter.draw(
             [pair.embedding for pair in pairs],
             [pair.frame.rgb.shape[:2] for pair in pairs],
             [pair.found.boxes for pair in pairs],
         )
 
-    def _complete(self, frame: ZeroShotFrame) -> None:
-        """Every prompt of a frame has its masks."""
-        try:
-            segments = self._to_segmentations(frame.found, frame.masks)
-        except Exception as exc:
-            self._fail(frame.work, exc)
-        else:
-            self._keep(frame, segments)
+    def _gather(self, pairs: Sequence[Pair], drawn: Sequence[Tensor]) -> list[BoxMasks | None]:
+        return self.pipeline.segmenter.gather(drawn, [len(pair.found.boxes) for pair in pairs])
+
+    def _take_masks(self, pairs: Sequence[Pair], *drawn: Tensor) -> None:
+        masks = self._gather(pairs, drawn)
+        for pair, mask in zip(pairs, masks, strict=True):
+            frame = pair.frame
+            if frame.alone:
+                continue
+            frame.masks[pair.found.label] = mask
+            if len(frame.masks) == len(frame.found):
+                self._conclude(frame, partial(self._complete, frame))
+
+    def _redraw(self, pairs: Sequence[Pair], exc: Exception) -> None:
+        """A batch of pairs failed: their frames are done again one by one."""
+        frames = list({id(pair.frame): pair.frame for pair in pairs}.values())
+        frames = [frame for frame in frames if not frame.alone]
+        for frame in frames:
+            frame.alone = True  # what the device still has of them is not taken
+        self._pairs.keep(lambda pair: not pair.frame.alone)
+        self._one_by_one(frames, exc)
+
+    def _complete(self, frame: ZeroShotFrame) -> Step:
+        """Every prompt of a frame has its masks: figures of each; on a CPU thread."""
+        return partial(self._keep, frame, self._to_segmentations(frame.found, frame.masks))
 
     def _to_segmentations(
         self, found: Sequence[Localization], masks: Mapping[str, BoxMasks | None]
@@ -259,8 +296,7 @@ class ZeroShotExecutor(Executor):
             (embedding,) = pipeline.encode_image([square])
         with self._at("compute_saliency"):
             rows.add(pipeline.open_probe(square, embedding, prompts, self._maps))
-            while rows.waiting:
-                rows.run()
+            rows.drain()
             ((_, answer),) = rows.finished()
             located = to_numpy(answer)
         with self._at("refine_mask"):
@@ -272,6 +308,8 @@ class ZeroShotExecutor(Executor):
             with self._at("segment_encode"):
                 (embedding,) = pipeline.segmenter.encode_image([frame.rgb])
             with self._at("segment_decode", len(boxed), whole=False):
-                drawn = self._draw([Pair(alone, f, embedding) for f in boxed])
-            masks = {f.label: mask for f, mask in zip(boxed, drawn, strict=True)}
+                pairs = [Pair(alone, f, embedding) for f in boxed]
+                drawn = fetch(pipeline.segmenter.device, *self._draw(pairs))
+                found_masks = self._gather(pairs, drawn)
+            masks = {f.label: mask for f, mask in zip(boxed, found_masks, strict=True)}
         return self._to_segmentations(found, masks)

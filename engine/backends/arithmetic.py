@@ -6,7 +6,6 @@ device gives the same bytes again. One exception: what ``m2ib`` differentiates t
 backward of a fused attention, may add in any order.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -24,9 +23,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 def compute_exactly() -> None:
     """Set CUDA's arithmetic for this process: float32 as IEEE has it, sums in float32, the same
-    kernels every time."""
-    # read once, when CUDA starts: cuBLAS then sums in one order, whatever streams there are
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    kernels every time. (cuBLAS sums in one order since torch gives each stream a workspace.)"""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     matmul.allow_fp16_reduced_precision_reduction = False

@@ -5,6 +5,8 @@ takes the whole graph; anything else is an error that names the nodes. Tensors a
 they lie: nothing is copied between torch and the runtime but what a captured CUDA graph holds.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import refuse_gradients
-from medclipsam.engine.backends.session import compute_stream, load_runtime, open_session
+from medclipsam.engine.backends.session import (
+    compute_stream,
+    device_index,
+    load_runtime,
+    open_session,
+)
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import Bundle
-from medclipsam.engine.weights.exports import GRAPHS, graph_file
+from medclipsam.engine.weights.exports import GRAPHS, find_export, graph_file
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 FIRST = {"text": "T", "features": "B", "score": "R", "sam_encoder": "B", "sam_decoder": "K"}
@@ -44,6 +51,7 @@ def open_graph(
         BackendError: not exported so, for other weights or another image size, or the provider
             does not take the whole graph.
         BundleError: a file is missing or altered.
+        OutputError: the engines that ``tensorrt`` built cannot be stored.
     """
     if name not in GRAPHS:
         raise BackendError(f"unknown graph {name!r}; choose from {', '.join(GRAPHS)}")
@@ -58,12 +66,24 @@ def open_graph(
             fixed["L"] = bundle.clip.tokenizer.context_length
         if name == "features":
             fixed["P"] = PROMPTS
-    session = open_session(path, provider, device, fixed)
+    # sizes that are not fixed are built for in the middle of a run, and nothing is kept
+    engines = _name_engines(bundle, name, precision, fixed) if fixed else ""
+    session = open_session(path, provider, device, fixed, engines)
     _require_match(session, bundle, name, precision)
     graph = Graph(session, device, fixed, capture=bool(fixed) and provider == "cuda")
     if batch is None or name not in ("text", "features"):
         return graph
     return _Text(graph, fixed["L"]) if name == "text" else _Features(graph)
+
+
+def _name_engines(bundle: Bundle, name: str, precision: str, fixed: Mapping[str, int]) -> str:
+    """A name for one graph's file and sizes. ONNX Runtime's own tells neither weights nor sizes
+    apart, and would take the engine of another graph of the same make."""
+    path = f"onnx/{precision}/{name}.onnx"
+    files = find_export(bundle, "onnx", precision)["files"]
+    source = {key: files[key] for key in files if key == path or key.startswith(f"{path}.")}
+    digest = hashlib.sha256(json.dumps([source, dict(fixed)], sort_keys=True).encode()).hexdigest()
+    return f"{bundle.digest[:16]}-{name}-{precision}-{digest[:16]}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,7 @@ class Graph:
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
         self._held: _Bound | None = None
 
+    @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Any:
         sizes = self._sizes(inputs)
         if not self._capture:
@@ -99,12 +120,16 @@ class Graph:
             found = bound.outputs
         else:
             if self._held is None:
-                self._held = self._bind([tensor.clone().contiguous() for tensor in inputs], sizes)
+                self._held = self._hold(sizes)
             for held, tensor in zip(self._held.inputs, inputs, strict=True):
                 held.copy_(tensor)
             self._run(self._held)
             found = [output.clone() for output in self._held.outputs]
         return found[0] if len(found) == 1 else tuple(found)
+
+    @torch.inference_mode(False)  # they are written to in any mode
+    def _hold(self, sizes: Mapping[str, int]) -> _Bound:
+        return self._bind([self._empty(meta, sizes) for meta in self._inputs], sizes)
 
     def _sizes(self, inputs: Sequence[Tensor]) -> dict[str, int]:
         """Named dimensions of this call.
@@ -122,21 +147,24 @@ class Graph:
             raise BackendError(f"this graph takes {expected} on {self._device}, got {got}")
         return sizes
 
-    def _bind(self, inputs: list[Tensor], sizes: dict[str, int]) -> _Bound:
+    def _empty(self, meta: Any, sizes: Mapping[str, int]) -> Tensor:
+        shape = [sizes[size] if isinstance(size, str) else size for size in meta.shape]
+        return torch.empty(shape, dtype=DTYPES[meta.type], device=self._device)
+
+    def _bind(self, inputs: list[Tensor], sizes: Mapping[str, int]) -> _Bound:
         binding = self._session.io_binding()
         outputs = []
         for meta, tensor in zip(self._inputs, inputs, strict=True):
             binding.bind_input(meta.name, *self._place(tensor))
         for meta in self._outputs:
-            shape = [sizes[size] if isinstance(size, str) else size for size in meta.shape]
-            outputs.append(torch.empty(shape, dtype=DTYPES[meta.type], device=self._device))
+            outputs.append(self._empty(meta, sizes))
             binding.bind_output(meta.name, *self._place(outputs[-1]))
         return _Bound(binding, inputs, outputs)
 
     def _place(self, tensor: Tensor) -> tuple[str, int, Any, list[int], int]:
         kind = np.int64 if tensor.dtype == torch.int64 else np.float32
-        device = self._device
-        return device.type, device.index or 0, kind, list(tensor.shape), tensor.data_ptr()
+        place = self._device.type, device_index(self._device)
+        return *place, kind, list(tensor.shape), tensor.data_ptr()
 
     def _run(self, bound: _Bound) -> None:
         """On ``cuda`` in order with torch's stream: what is before it is waited for, and waits."""
@@ -157,7 +185,9 @@ def _fits(
     sizes: dict[str, int],
 ) -> bool:
     """Whether ``tensor`` has this shape; named sizes that it sets go into ``sizes``."""
-    if (tensor.dtype, tensor.device.type, tensor.ndim) != (dtype, device.type, len(shape)):
+    if (tensor.dtype, tensor.ndim, tensor.device.type) != (dtype, len(shape), device.type):
+        return False
+    if device_index(tensor.device) != device_index(device):  # its address means nothing there
         return False
     return all(
         (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted) == size

@@ -2,16 +2,20 @@
 float32 logits, in torch or in ONNX Runtime."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from medclipsam.engine.backends import require_precision
+from medclipsam.engine.backends.arithmetic import (
+    DTYPES,
+    Autocast,
+    make_autocast,
+    require_precision,
+)
 from medclipsam.engine.backends.lanes import Lanes
-from medclipsam.engine.backends.pytorch import DTYPES
+from medclipsam.engine.backends.placement import place
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.unet.model import TaskModel
 from medclipsam.engine.weights.exports import graph_file
@@ -40,7 +44,8 @@ def open_unet(
     """
     if backend == "torch":
         require_precision(device, precision)
-        run = partial(_run, model.net.to(device), _autocast(device, precision))
+        net = place(model.net, device, [model.net], DTYPES.get(precision, torch.float32))
+        run = partial(_run, net, make_autocast(device, precision))
         return Alone(run, 1, torch.get_num_threads()) if device.type == "cpu" else run
     if backend != "onnx":
         raise BackendError(
@@ -59,16 +64,8 @@ class Alone(Lanes):
         return torch.cat(list(self._lanes().map(self._run, pixels.split(self._part))))
 
 
-def _autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, DTYPES[precision])
-
-
 @torch.inference_mode()
-def _run(
-    net: nn.Module, autocast: Callable[[], AbstractContextManager[Any]], pixels: Tensor
-) -> Tensor:
+def _run(net: nn.Module, autocast: Autocast, pixels: Tensor) -> Tensor:
     with autocast():
         return net(pixels).float()
 

@@ -32,11 +32,10 @@ def switches():
 
 
 @pytest.fixture(autouse=True)
-def as_torch_starts(monkeypatch):
+def as_torch_starts():
     before = switches()
     for owner, name, value in FRESH:
         setattr(owner, name, value)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     yield
     for (owner, name, _), value in zip(FRESH, before, strict=True):
         setattr(owner, name, value)

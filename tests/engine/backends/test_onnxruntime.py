@@ -279,7 +279,7 @@ def test_a_missing_or_old_runtime(exported_phantom, monkeypatch):
 def test_a_provider_that_is_listed_but_does_not_start(provider, monkeypatch, capfd):
     monkeypatch.setattr(session, "compute_stream", lambda device: SimpleNamespace(cuda_stream=1))
     with pytest.raises(BackendError, match=r"cannot start \w+ExecutionProvider here"):
-        prove_provider(provider, torch.device("cuda"))
+        prove_provider(provider, torch.device("cuda:0"))
     assert "EP Error" not in capfd.readouterr().out  # the runtime does not print past us
 
 
@@ -325,7 +325,7 @@ def test_nodes_that_a_provider_leaves_are_named(exported_phantom, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     path = exported_phantom.folder / "onnx/fp32/score.onnx"
     with pytest.raises(BackendError, match=r"does not take all of .*NonZero 'first' on CPUExec"):
-        open_session(path, "cuda", torch.device("cuda"), {"R": 2})
+        open_session(path, "cuda", torch.device("cuda:0"), {"R": 2})
 
 
 def test_a_precision_without_arithmetic_is_refused(tmp_path):

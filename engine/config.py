@@ -22,6 +22,7 @@ from medclipsam.engine.settings import (
     Positive,
     Real,
     Share,
+    Switch,
     Texts,
     Whole,
     build,
@@ -29,7 +30,8 @@ from medclipsam.engine.settings import (
 )
 
 Backend = Literal["torch", "onnx", "onnx-tensorrt", "tensorrt"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16"]  # of exports and of training
+Arithmetic = Literal["fp32", "tf32", "bf16", "fp16"]  # of a model that runs
 FitMode = Literal["squash", "pad"]
 Geometry = Literal["warn", "strict"]
 SaliencyMethod = Literal["gscorecam", "scorecam", "contrastcam", "gradcam", "m2ib"]
@@ -53,7 +55,8 @@ class SaliencyConfig:
             ``norm2`` as published, where at the last block all gradients of patch tokens
             are exactly 0, so that the choice of channels ignores the prompt.
         block: transformer block of the channels, counted from 0 or back from −1.
-        rows: masked images per forward batch.
+        rows: masked images per forward batch; 0 leaves it to the device: 64, or 256 on a CUDA
+            device of 24 GB or more.
         blur: deviation of contrastcam's neutral fill, as a share of the input's side.
         spot: deviation of contrastcam's spots in cells.
         ridge: contrastcam's regularisation, relative to the mean row energy.
@@ -66,7 +69,7 @@ class SaliencyConfig:
     k: Count = 300
     target: Literal["norm1", "norm2"] = "norm1"
     block: Whole = -1
-    rows: Count = 64
+    rows: Natural = 0
     blur: Positive = 0.125
     spot: Positive = 1.0
     ridge: Positive = 1.0
@@ -174,7 +177,10 @@ class EngineConfig:
         presence: contrast (cosine to the prompt minus cosine to the nearest null prompt or
             other prompt) below which a target is absent; None asks nothing.
         confidence: how figures of a mask become its confidence.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` by autocast where the device has it.
+        precision: of the image towers: ``fp32``, ``tf32`` on CUDA, or ``bf16`` or ``fp16`` where
+            the device has it. ``auto`` is ``bf16`` on CUDA if it has been measured that the
+            bundle's masks stay the same, else ``fp32``.
+        cuda_graphs: launch the models on CUDA as graphs, which changes no byte.
     """
 
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
@@ -185,7 +191,8 @@ class EngineConfig:
     null_prompts: Texts = ()
     presence: MaybeReal = None
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
-    precision: Precision = "fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    cuda_graphs: Switch = True
 
     def __post_init__(self) -> None:
         if self.presence is not None and not self.null_prompts:

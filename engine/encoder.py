@@ -60,13 +60,15 @@ class ClipEncoder:
         block: int = -1,
         depth: float = 2 / 3,
         precision: str = "fp32",
+        capture: bool = True,
     ) -> ClipEncoder:
         """Graphs of ``bundle``.
 
         Args:
             target, block: the layer of ``features``.
             depth: share of the blocks that ``lower`` takes, the rest is ``upper``'s.
-            precision: ``fp32``, ``bf16`` or ``fp16``.
+            precision: see ``medclipsam.engine.backends.arithmetic``.
+            capture: on CUDA, launch work of one shape as a CUDA graph.
         """
         clip = bundle.clip
         total = len(clip.model.visual.trunk.blocks)  # type: ignore[union-attr,arg-type]
@@ -80,7 +82,7 @@ class ClipEncoder:
 
         def graph(name: str, batch: int | None, **settings: Any) -> Callable[..., Any]:
             return open_graph(
-                bundle, name, device, backend, batch=batch, precision=precision, **settings
+                *(bundle, name, device, backend, batch, capture), precision=precision, **settings
             )
 
         def differentiable(name: str) -> Callable[..., Any]:

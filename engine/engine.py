@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from medclipsam.engine.backends import open_device
+from medclipsam.engine.backends import find_runtime, open_device
+from medclipsam.engine.backends.arithmetic import identify_device
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.pipeline import Pipeline
@@ -71,7 +72,8 @@ class Engine:
         config = make_config(opened.defaults, settings or {})
         count = threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(count)
-        return cls(opened, config, Pipeline.open(opened, config, where, backend), count, backend)
+        pipeline = Pipeline.open(opened, config, where, backend)
+        return cls(opened, pipeline.config, pipeline, count, backend)
 
     def segment(
         self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]], maps: bool = True
@@ -122,11 +124,13 @@ class Engine:
 
     def identity(self) -> dict[str, Any]:
         """See ``Method``."""
+        config, device = asdict(self.config), self.pipeline.encoder.device
+        del config["cuda_graphs"]  # changes no byte
+        runtime = find_runtime(self.backend)
         return {
-            "config": asdict(self.config),
+            "config": config,
             "bundle": {"name": self.bundle.name, "digest": self.bundle.digest},
-            "device": self.pipeline.encoder.device.type,
-            "backend": self.backend,
+            **identify_run(device, self.backend, runtime),
         }
 
     def describe(self) -> dict[str, object]:
@@ -154,6 +158,18 @@ class Engine:
         from medclipsam.engine.run.device.zero_shot import ZeroShotExecutor
 
         return ZeroShotExecutor(self.pipeline, context)
+
+
+def identify_run(device: torch.device, backend: str, runtime: Mapping[str, str]) -> dict[str, Any]:
+    """What of a device and a runtime decides a run's bytes; said only where there is something
+    to say beside torch on a CPU."""
+    machine = identify_device(device)
+    return {
+        "device": device.type,
+        "backend": backend,
+        **({"machine": machine} if machine else {}),
+        **({"runtime": dict(runtime)} if runtime else {}),
+    }
 
 
 def require_image(rgb: np.ndarray) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends import refuse_gradients
+from medclipsam.engine.backends.defaults import settle
 from medclipsam.engine.backends.handover import fetch, upload
 from medclipsam.engine.boxes import extract_boxes, select_boxes
 from medclipsam.engine.config import EngineConfig
@@ -73,7 +74,7 @@ class Pipeline:
     Attributes:
         encoder: CLIP.
         segmenter: SAM.
-        config: every setting.
+        config: every setting, none left to the device.
     """
 
     encoder: ClipEncoder
@@ -86,6 +87,12 @@ class Pipeline:
     def open(
         cls, bundle: Bundle, config: EngineConfig, device: torch.device, backend: str = "torch"
     ) -> Pipeline:
+        """The stages; what ``config`` leaves to the device is settled.
+
+        Raises:
+            BackendError: see ``medclipsam.engine.backends``.
+        """
+        config = settle(config, bundle, device, backend)
         saliency, precision = config.saliency, config.precision
         if saliency.method == "m2ib" and backend != "torch":
             refuse_gradients("saliency method m2ib", backend)
@@ -101,9 +108,16 @@ class Pipeline:
                 saliency.block,
                 saliency.depth,
                 precision,
+                config.cuda_graphs,
             ),
             Segmenter.open(
-                bundle, device, backend, config.segment.batch, config.segment.boxes, precision
+                bundle,
+                device,
+                backend,
+                config.segment.batch,
+                config.segment.boxes,
+                precision,
+                config.cuda_graphs,
             ),
             config,
         )

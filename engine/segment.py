@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph
 from medclipsam.engine.backends.handover import fetch, upload
+from medclipsam.engine.errors import BackendError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.engine.weights.models import SamConfig
@@ -57,11 +58,13 @@ class Segmenter:
         batch: int = 4,
         boxes: int = 16,
         precision: str = "fp32",
+        capture: bool = True,
     ) -> Segmenter:
-        """SAM of ``bundle``; ``batch`` images per encoder call, ``boxes`` per decoder call."""
+        """SAM of ``bundle``; ``batch`` images per encoder call, ``boxes`` per decoder call; on CUDA
+        as graphs if ``capture`` says so."""
 
         def graph(name: str, rows: int) -> Callable[..., Any]:
-            return open_graph(bundle, name, device, backend, batch=rows, precision=precision)
+            return open_graph(bundle, name, device, backend, rows, capture, precision=precision)
 
         return cls(
             encoder=graph("sam_encoder", batch),
@@ -116,6 +119,9 @@ class Segmenter:
 
         Returns:
             Per pair its masks, or None where it has no box.
+
+        Raises:
+            BackendError: the device has no memory for a mask of this size.
         """
         drawn = fetch(self.device, *self.draw(embeddings, shapes, boxes))
         return self.gather(drawn, [len(group) for group in boxes])
@@ -194,11 +200,18 @@ class Segmenter:
     def _unite(self, logits: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Union and counts of one pair's masks, see ``draw``; one box after the other, so that
         float masks at source size are never held of more than one."""
-        union, counts = torch.zeros(shape, dtype=torch.bool, device=logits.device), []
-        for low in logits:
-            full = self.to_source(low[None], shape)[0]
-            counts.append(torch.stack([(full > 1.0).sum(), (full > -1.0).sum()]))
-            union |= full > 0
+        try:
+            union, counts = torch.zeros(shape, dtype=torch.bool, device=logits.device), []
+            for low in logits:
+                full = self.to_source(low[None], shape)[0]
+                counts.append(torch.stack([(full > 1.0).sum(), (full > -1.0).sum()]))
+                union |= full > 0
+        except torch.OutOfMemoryError as exc:
+            raise BackendError(
+                f"the device ran out of memory over one mask of {shape[0]} × {shape[1]} pixels "
+                f"({str(exc)[:200]}), and no smaller batch cures that; leave such images out with "
+                f"--max-pixels {shape[0] * shape[1] - 1}, or use --device cpu"
+            ) from exc
         return union, torch.stack(counts)
 
     def to_source(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:

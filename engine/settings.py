@@ -47,6 +47,14 @@ def _maybe_number(value: Any) -> Any:
     return None if value in (None, "none") else _number(float)(value)
 
 
+def _switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise PydanticCustomError("kind", "is true or false")
+    return value == "true"
+
+
 def _texts(value: Any) -> Any:
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
@@ -62,6 +70,7 @@ Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 MaybeReal = Annotated[float | None, BeforeValidator(_maybe_number)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from medclipsam.engine.backends import open_device
+from medclipsam.engine.backends.defaults import settle
 from medclipsam.engine.backends.plans import find_machine, machine_name
 from medclipsam.engine.backends.tensorrt_runtime import load_runtime, require_gpu
 from medclipsam.engine.config import make_config
@@ -46,6 +47,7 @@ def publish_plans(
     device = require_gpu(device)
     version = load_runtime().__version__
     config = make_config(bundle.defaults, settings, {"precision": precision})
+    config = settle(config, bundle, device, "tensorrt")
     here = open_bundle(str(target)) if (target / DESCRIPTION).is_file() else None
     if (
         here is None

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 import torch
 
 from medclipsam.engine.backends.arithmetic import compute_exactly, require_precision
+from medclipsam.engine.backends.capture import Captured
 from medclipsam.engine.backends.lanes import PARTS, Full, Lanes
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.weights.bundle import Bundle
@@ -76,12 +77,26 @@ def refuse_gradients(what: str, backend: str) -> NoReturn:
     )
 
 
+def find_runtime(backend: str) -> dict[str, str]:
+    """Name and version of the runtime behind a backend; nothing for torch itself."""
+    if backend == "torch":
+        return {}
+    if backend == "tensorrt":
+        from medclipsam.engine.backends import tensorrt_runtime
+
+        return {"tensorrt": tensorrt_runtime.load_runtime().__version__}
+    from medclipsam.engine.backends import session
+
+    return {"onnxruntime": session.load_runtime().__version__}
+
+
 def open_graph(
     bundle: Bundle,
     name: str,
     device: torch.device,
     backend: str = "torch",
     batch: int | None = None,
+    capture: bool = True,
     **settings: Any,
 ) -> Callable[..., Any]:
     """The graph ``name`` of ``bundle`` on ``device``.
@@ -90,6 +105,7 @@ def open_graph(
         batch: the most rows that the first input has. The graph always runs with as many:
             fewer are filled up, so that a row's bytes do not depend on their number, and
             compiled backends build for one shape. Without it any number may come.
+        capture: on CUDA, launch work of one shape as a CUDA graph.
         settings: what the graph depends on besides weights: ``precision``, ``target`` and
             ``block`` of ``features``, ``blocks`` of ``lower`` and ``upper``.
 
@@ -99,9 +115,11 @@ def open_graph(
     """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    graph = _open(bundle, name, device, backend, batch, **settings)
+    graph = _open(bundle, name, device, backend, batch, capture, **settings)
     if batch is None or name not in PARTS or isinstance(graph, Lanes):
         return graph
+    if backend == "torch" and device.type == "cuda" and capture:
+        graph = Captured(graph, device, name)
     return Full(graph, batch)
 
 
@@ -111,6 +129,7 @@ def _open(
     device: torch.device,
     backend: str,
     batch: int | None,
+    capture: bool,
     **settings: Any,
 ) -> Callable[..., Any]:
     precision = settings.get("precision", "fp32")
@@ -133,8 +152,8 @@ def _open(
     if backend == "tensorrt":
         from medclipsam.engine.backends import tensorrt
 
-        return tensorrt.open_graph(bundle, name, device, batch, **settings)
+        return tensorrt.open_graph(bundle, name, device, batch, capture, **settings)
     from medclipsam.engine.backends import onnxruntime
 
     provider = "tensorrt" if backend == "onnx-tensorrt" else device.type
-    return onnxruntime.open_graph(bundle, name, device, provider, batch, **settings)
+    return onnxruntime.open_graph(bundle, name, device, provider, batch, capture, **settings)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from medclipsam.engine.backends.plans import find_driver
 from medclipsam.engine.errors import BackendError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -49,6 +50,25 @@ def make_autocast(device: torch.device, precision: str) -> Autocast:
     if precision == "tf32":
         return _tf32
     return partial(torch.autocast, device.type, DTYPES[precision])
+
+
+def identify_device(device: torch.device) -> dict[str, str]:
+    """What of a device decides bytes, for the record of a run; nothing of a CPU, which gives the
+    same everywhere."""
+    if device.type != "cuda":
+        return {}
+    facts = torch.cuda.get_device_properties(device)
+    try:
+        driver = find_driver()
+    except BackendError:  # it runs all the same
+        driver = "unknown"
+    return {
+        "gpu": facts.name,
+        "capability": f"{facts.major}.{facts.minor}",
+        "driver": driver,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
 
 
 def require_precision(device: torch.device, precision: str) -> None:

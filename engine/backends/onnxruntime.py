@@ -38,6 +38,7 @@ def open_graph(
     device: torch.device,
     provider: str,
     batch: int | None = None,
+    capture: bool = True,
     precision: str = "fp32",
     target: str = "norm1",
     block: int = -1,
@@ -68,9 +69,10 @@ def open_graph(
             fixed["P"] = PROMPTS
     # sizes that are not fixed are built for in the middle of a run, and nothing is kept
     engines = _name_engines(bundle, name, precision, fixed) if fixed else ""
-    session = open_session(path, provider, device, fixed, engines)
+    capture = capture and bool(fixed) and provider == "cuda"
+    session = open_session(path, provider, device, fixed, engines, capture)
     _require_match(session, bundle, name, precision)
-    graph = Graph(session, device, fixed, capture=bool(fixed) and provider == "cuda")
+    graph = Graph(session, device, fixed, capture=capture)
     if batch is None or name not in ("text", "features"):
         return graph
     return _Text(graph, fixed["L"]) if name == "text" else _Features(graph)

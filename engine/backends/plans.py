@@ -131,7 +131,7 @@ def find_machine(device: torch.device) -> dict[str, str]:
     return {
         "gpu": facts.name,
         "capability": f"{facts.major}.{facts.minor}",
-        "driver": _driver(),
+        "driver": find_driver(),
         "cuda": str(torch.version.cuda),
     }
 
@@ -141,8 +141,12 @@ def machine_name(facts: Mapping[str, str]) -> str:
     return _sha256([facts[part] for part in MACHINE])[:16]
 
 
-def _driver() -> str:
-    """Version of the NVIDIA driver, from its own library."""
+def find_driver() -> str:
+    """Version of the NVIDIA driver, from its own library.
+
+    Raises:
+        BackendError: it does not answer.
+    """
     text = ctypes.create_string_buffer(96)
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")

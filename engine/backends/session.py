@@ -102,15 +102,21 @@ def prove_provider(provider: str, device: torch.device) -> str:
 
 
 def open_session(
-    path: Path, provider: str, device: torch.device, fixed: Mapping[str, int], engines: str = ""
+    path: Path,
+    provider: str,
+    device: torch.device,
+    fixed: Mapping[str, int],
+    engines: str = "",
+    capture: bool = True,
 ) -> Any:
     """A session that runs all of the graph at ``path`` on ``provider``.
 
     Args:
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        fixed: sizes of named dimensions; on ``cuda`` they allow a CUDA graph.
+        fixed: sizes of named dimensions.
         engines: name of the folder that keeps what ``tensorrt`` builds. It stands for the graph
             and all of its sizes, which must be fixed. Without a name nothing is kept.
+        capture: on ``cuda``, with sizes fixed, replay a CUDA graph.
 
     Raises:
         BackendError: the provider does not start, does not take every node, or cannot load it, or
@@ -119,7 +125,7 @@ def open_session(
     """
     prove_provider(provider, device)
     runtime = load_runtime()
-    start = partial(_open, runtime, str(path), provider, device, fixed)
+    start = partial(_open, runtime, str(path), provider, device, fixed, capture=capture)
     try:
         if provider == "tensorrt" and engines:
             session = _open_kept(start, _find_folder(device) / engines)
@@ -163,6 +169,7 @@ def _open(
     fixed: Mapping[str, int],
     engines: Path | None = None,
     strict: bool = True,
+    capture: bool = True,
 ) -> Any:
     if provider == "tensorrt":
         os.environ.setdefault(TF32, "0")
@@ -177,7 +184,7 @@ def _open(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for name, size in fixed.items():
         options.add_free_dimension_override_by_name(name, size)
-    chosen = [(PROVIDERS[provider], _settings(provider, device, bool(fixed), engines))]
+    chosen = [(PROVIDERS[provider], _settings(provider, device, capture and bool(fixed), engines))]
     runtime.set_default_logger_severity(SILENT)
     return runtime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
 

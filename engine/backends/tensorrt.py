@@ -7,8 +7,7 @@ fixed, a CUDA graph is captured once and replayed.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medclipsam.engine.backends import refuse_gradients
+from medclipsam.engine.backends.capture import SideStream
 from medclipsam.engine.backends.plans import PlanKey, Unusable, make_key, read_plan
 from medclipsam.engine.backends.shapes import OUTPUTS, TEXTS, Range, graph_ranges
 from medclipsam.engine.backends.tensorrt_runtime import (
@@ -47,6 +47,7 @@ def open_graph(
     name: str,
     device: torch.device,
     batch: int | None = None,
+    capture: bool = True,
     precision: str = "fp32",
     target: str = "norm1",
     block: int = -1,
@@ -71,7 +72,8 @@ def open_graph(
     key = make_key(bundle, name, precision, ranges, device, runtime.__version__)
     with current(device):
         engine = load_engine(runtime, _find_plan(bundle, entry, key), name)
-        graph = Graph(engine, name, ranges, device, SideStream(device), open_logger(runtime))
+        stream, logger = SideStream(device), open_logger(runtime)
+        graph = Graph(engine, name, ranges, device, stream, logger, capture)
     if name == "text":  # one by one, as they are: what stands beside a text changes nothing
         return lambda tokens: torch.cat([graph(row[None]) for row in tokens])
     return partial(_run_features, graph) if name == "features" else graph
@@ -92,46 +94,6 @@ def _find_plan(bundle: Bundle, entry: Mapping[str, Any], key: PlanKey) -> bytes:
         ) from exc
 
 
-class SideStream:
-    """A CUDA stream beside torch's current one. TensorRT waits on the default stream, and that
-    one cannot be captured.
-
-    Memory stays safe without further care: whatever is freed after ``entered`` is given out again
-    only to work that waits for this stream.
-    """
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-
-    @property
-    def handle(self) -> int:
-        return self._stream.cuda_stream
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """The stream is current, after all that was, and before all that will be."""
-        before = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(before)
-        try:
-            with torch.cuda.stream(self._stream):
-                yield
-        finally:
-            before.wait_stream(self._stream)
-
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """``run`` as a CUDA graph.
-
-        Raises:
-            RuntimeError: something in it cannot be captured.
-        """
-        graph = torch.cuda.CUDAGraph()
-        mode = "thread_local"  # other threads go on allocating
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode):
-            run()
-        return graph.replay
-
-
 class Graph:
     """One engine as a function of torch tensors on ``device``; calls from threads take turns."""
 
@@ -143,6 +105,7 @@ class Graph:
         device: torch.device,
         stream: SideStream,
         logger: Any,
+        capture: bool = True,
     ):
         self._name, self._ranges, self._device = name, ranges, device
         self._stream, self._logger, self._lock = stream, logger, threading.Lock()
@@ -154,7 +117,7 @@ class Graph:
                 f"TensorRT has no context for {name!r} ({logger.reason()}); free GPU memory, or "
                 "use smaller batches"
             )
-        self._fixed = all(wanted.fixed for wanted in ranges.values())
+        self._fixed = capture and all(wanted.fixed for wanted in ranges.values())
         if self._fixed:
             self._hold()
 

@@ -17,7 +17,7 @@ from medclipsam.engine.config import (
     Backend,
     BoxConfig,
     CrfConfig,
-    Precision,
+    EngineConfig,
     SaliencyConfig,
     merge,
     parse_settings,
@@ -140,8 +140,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--precision",
-            type=click.Choice(get_args(Precision)),
-            help="Arithmetic of the image towers [default: the bundle's].",
+            type=setting_choice(EngineConfig, "precision"),
+            help="Arithmetic of the image towers [default: the bundle's, or auto].",
         ),
         click.option(
             "--crf",

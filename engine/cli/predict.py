@@ -12,7 +12,7 @@ from medclipsam.engine.cli.options import (
     threads_option,
 )
 from medclipsam.engine.cli.run import archive_options, label_archive, run_options
-from medclipsam.engine.config import Precision
+from medclipsam.engine.config import Arithmetic
 from medclipsam.engine.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ from medclipsam.engine.errors import ConfigError
 )
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(get_args(Arithmetic)),
     default="fp32",
     show_default=True,
     help="Arithmetic of the network.",

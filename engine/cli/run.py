@@ -247,7 +247,8 @@ def print_profile(summary: RunSummary) -> None:
     Console().print(table)
     wall = max(summary.seconds, 1e-9)
     click.echo(
-        f"the device executor rested {summary.idle / wall:.0%} of the time, "
+        f"the device was busy {summary.busy / wall:.0%} of the time; the executor waited for it "
+        f"{summary.awaited / wall:.0%},\nand for work {summary.idle / wall:.0%}, "
         f"{summary.idle_queued / wall:.0%} with a part of a batch waiting"
     )
     click.echo(f"trace, for ui.perfetto.dev: {summary.folder / TRACE}")

@@ -65,7 +65,7 @@ class Meter:
     Attributes:
         idle, idle_queued: seconds that the device executor had nothing to do, and of these with a
             part of a batch waiting.
-        waited: seconds that it waited for the device.
+        awaited: seconds that it waited for the device.
     """
 
     def __init__(self, trace: Trace | None = None):
@@ -75,7 +75,7 @@ class Meter:
         self._trace = trace
         self.idle = 0.0
         self.idle_queued = 0.0
-        self.waited = 0.0
+        self.awaited = 0.0
 
     def set_workers(self, **workers: int) -> None:
         """How many threads may work on a stage, one unless said."""
@@ -119,9 +119,9 @@ class Meter:
         with self._lock:
             self._stages[stage].busy += seconds
 
-    def awaited(self, seconds: float) -> None:
+    def wait_for_device(self, seconds: float) -> None:
         """The device executor waited for the device."""
-        self.waited += seconds
+        self.awaited += seconds
 
     def rest(self, seconds: float, queued: bool) -> None:
         """The device executor had nothing to do, although (``queued``) a part of a batch waited."""

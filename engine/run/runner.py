@@ -114,8 +114,10 @@ class RunSummary:
         interrupted: it was asked to stop; no closing files were written.
         seconds: duration of this attempt.
         stages: where the time went.
+        busy: seconds the device worked; on CUDA by its own clock.
         idle, idle_queued: seconds the device executor rested, and of these with a part of a
             batch waiting.
+        awaited: seconds it waited for the device.
         silenced: why ``log.jsonl`` breaks off, if it does.
     """
 
@@ -134,8 +136,10 @@ class RunSummary:
     interrupted: bool
     seconds: float
     stages: tuple[StageFigures, ...]
+    busy: float
     idle: float
     idle_queued: float
+    awaited: float
     silenced: str = ""
 
     @property
@@ -253,8 +257,10 @@ def _summarise(
         interrupted=interrupted,
         seconds=meter.seconds,
         stages=tuple(meter.figures()),
+        busy=meter.device_busy,
         idle=meter.idle,
         idle_queued=meter.idle_queued,
+        awaited=meter.awaited,
     )
 
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from medclipsam.engine.backends import open_device
-from medclipsam.engine.backends.session import load_runtime
+from medclipsam.engine.backends import find_runtime, open_device
 from medclipsam.engine.boxes import extract_boxes
-from medclipsam.engine.engine import require_image
+from medclipsam.engine.engine import identify_run, require_image
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.prompts import PromptTable
 from medclipsam.engine.types import Prompts, Segmentation
@@ -117,14 +116,11 @@ class Predictor:
 
     def identity(self) -> dict[str, Any]:
         """See ``Method``."""
-        onnx = self.backend == "onnx"
-        runtime = {"onnxruntime": load_runtime().__version__} if onnx else {}
+        runtime = find_runtime(self.backend) or {"monai": version("monai")}
         return {
             "model": {"name": self.model.name, "digest": self.model.digest},
             "config": {"precision": self.precision, "batch": self.pipeline.batch},
-            "device": self.pipeline.device.type,
-            "backend": self.backend,
-            "runtime": runtime or {"monai": version("monai")},
+            **identify_run(self.pipeline.device, self.backend, runtime),
         }
 
     def describe(self) -> dict[str, object]:

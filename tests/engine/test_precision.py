@@ -57,7 +57,7 @@ def test_a_precision_that_the_device_lacks_is_refused(tiny_bundle, monkeypatch):
         require_precision(CPU, "fp16")
     with pytest.raises(BackendError, match="'fp16' was asked for"):
         open_graph(tiny_bundle, "score", CPU, precision="fp16")
-    with pytest.raises(ConfigError, match="precision must be fp32, bf16 or fp16"):
+    with pytest.raises(ConfigError, match="precision must be auto, fp32, tf32, bf16 or fp16"):
         Engine.open("phantom", "cpu", settings={"precision": "fp8"})
 
 

@@ -104,7 +104,7 @@ class Flights:
                 answer = flight.answer.take()
                 took = flight.answer.since(flight.began)
                 if took is not None:
-                    self._meter.awaited(time.perf_counter() - start)
+                    self._meter.wait_for_device(time.perf_counter() - start)
                     self._meter.ran(flight.stage, took)
                 start = time.perf_counter()
                 flight.land(*answer)

@@ -287,7 +287,7 @@ def test_who_comes_second_waits_and_builds_nothing(runtime, home):
 def test_engines_are_named_by_weights_graph_and_sizes(exported_phantom, monkeypatch):
     names = []
 
-    def record(path, provider, device, fixed, engines):
+    def record(path, provider, device, fixed, engines, capture):
         names.append(engines)
         raise BackendError("enough")
 

@@ -11,6 +11,8 @@ from medclipsam.engine.errors import BackendError
 from medclipsam.export.tensorrt import export_tensorrt
 from medclipsam.export.tensorrt_layers import read_graph
 
+CONFIG = make_config({"precision": "fp32", "saliency": {"rows": 64}})
+
 
 @pytest.fixture
 def published(bundle, tiny_bundle_folder):
@@ -27,7 +29,7 @@ def test_what_agrees_with_torch_is_named_in_the_bundle(trt11, published):
         judged.append(staged.exports["tensorrt"]["fp32"]["machines"])
         return {"mean_iou": 1.0}
 
-    plans = export_tensorrt(published, make_config({}), CPU, judge)
+    plans = export_tensorrt(published, CONFIG, CPU, judge)
     facts = json.loads((published.folder / "bundle.json").read_text())
     assert facts["exports"]["onnx"] == published.exports["onnx"]
     (machine,) = facts["exports"]["tensorrt"]["fp32"]["machines"].values()
@@ -43,7 +45,7 @@ def test_what_differs_from_torch_is_not(trt11, published):
         raise BackendError("worst mask IoU is 0.1")
 
     with pytest.raises(BackendError, match="worst mask"):
-        export_tensorrt(published, make_config({}), CPU, judge)
+        export_tensorrt(published, CONFIG, CPU, judge)
     assert (published.folder / "bundle.json").read_bytes() == before
 
 

@@ -77,6 +77,7 @@ class RowQueue:
 
     def __init__(self, model: ClipEncoder):
         self._model = model
+        self._at_once = model.device.type == "cpu"
         self._open: dict[int, _Open] = {}
         self._added = 0
         self._first: deque[_Span] = deque()
@@ -165,8 +166,8 @@ class RowQueue:
             self._batch[at : at + len(made)] = made
             at += len(made)
         assert self._batch is not None
-        on_cpu = self._batch.device.type == "cpu"
-        return self._model.score(self._batch[:count] if on_cpu else self._batch)[:count]
+        whole = self._batch[:count] if self._at_once else self._batch
+        return self._model.score(whole)[:count]
 
     def _land(self, spans: list[_Span], embeddings: Tensor) -> None:
         """Hand each probe its part of a batch."""
@@ -189,7 +190,7 @@ class RowQueue:
         found = entry.round
         if isinstance(found, Fetch):
             launched = Launched(found.tensors, partial(self._answer, entry))
-            if self._model.device.type == "cpu":
+            if self._at_once:
                 self._wait(launched)
             else:
                 self._fetches.append(launched)

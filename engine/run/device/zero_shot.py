@@ -73,14 +73,12 @@ class ZeroShotExecutor(Executor):
 
     def _lower_memory(self, stage: str) -> str:
         """What the stage works with at once, if that can be less, and half of its numbers."""
-        config, sam = self.pipeline.config, stage.startswith("segment")
-        lower = []
-        if not sam and config.saliency.rows > LEAST_ROWS:
-            lower.append(f"--set saliency.rows={LEAST_ROWS}")
-        if sam and config.segment.batch > 1:
-            lower.append("--set segment.batch=1")
-        if sam and config.segment.boxes > 1:
-            lower.append("--set segment.boxes=1")
+        config = self.pipeline.config
+        name, now, least = {
+            "segment_encode": ("segment.batch", config.segment.batch, 1),
+            "segment_decode": ("segment.boxes", config.segment.boxes, 1),
+        }.get(stage, ("saliency.rows", config.saliency.rows, LEAST_ROWS))
+        lower = [f"--set {name}={least}"] if now > least else []
         if config.precision in ("fp32", "tf32") and self.pipeline.encoder.device.type == "cuda":
             lower.append("--precision bf16")
         return " ".join(lower)

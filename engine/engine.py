@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 
 from medclipsam.engine.backends import find_runtime, open_device
 from medclipsam.engine.backends.arithmetic import identify_device
+from medclipsam.engine.backends.defaults import is_close, is_undecided, remember_trial
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.pipeline import Pipeline
@@ -24,6 +26,9 @@ from medclipsam.engine.weights.bundle import Bundle, open_bundle
 if TYPE_CHECKING:
     from medclipsam.engine.run.device.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
+    from medclipsam.engine.run.trial import Sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Engine:
         pipeline: the stages.
         threads: CPU threads for torch and for the CPU stages.
         backend: what runs the graphs.
+        undecided: it runs in float32 only since nobody knows its masks in bf16, see ``decide``.
     """
 
     bundle: Bundle
@@ -43,6 +49,7 @@ class Engine:
     pipeline: Pipeline
     threads: int
     backend: str = "torch"
+    undecided: bool = False
 
     @classmethod
     def open(
@@ -73,7 +80,8 @@ class Engine:
         count = threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(count)
         pipeline = Pipeline.open(opened, config, where, backend)
-        return cls(opened, pipeline.config, pipeline, count, backend)
+        undecided = is_undecided(config, opened, where, backend)
+        return cls(opened, pipeline.config, pipeline, count, backend, undecided)
 
     def segment(
         self, rgb: np.ndarray, prompts: Mapping[str, str | Sequence[str]], maps: bool = True
@@ -122,6 +130,32 @@ class Engine:
         opened = open_archive(os.fspath(archive), avoid=Path(out))
         return run(self, opened, wanted, Path(out), options)
 
+    def decide(self, samples: Iterator[Sample]) -> Engine:
+        """See ``Method``: bf16 if the masks of the samples stay the same, which is remembered.
+
+        Raises:
+            OutputError: it cannot be remembered.
+        """
+        if not self.undecided:
+            return self
+        from medclipsam.engine.run.trial import compare
+
+        device = self.pipeline.encoder.device
+        config = replace(self.config, precision="bf16")
+        other = Pipeline.open(self.bundle, config, device, self.backend)
+        figures = compare(self.pipeline, other, samples)
+        if not figures["masks"]:
+            log.info("no mask in the first images: float32 stays, bf16 is tried another time")
+            return self
+        remember_trial(self.bundle, device, figures)
+        close = is_close(figures)
+        log.info(
+            "masks in bf16 have IoU %.4f with those in float32, worst %.4f of %d: %s is used",
+            *(figures["mean_iou"], figures["worst_iou"], figures["masks"]),
+            "bf16" if close else "float32",
+        )
+        return replace(self, config=config, pipeline=other, undecided=False) if close else self
+
     def identity(self) -> dict[str, Any]:
         """See ``Method``."""
         config, device = asdict(self.config), self.pipeline.encoder.device
@@ -138,7 +172,7 @@ class Engine:
         return {
             "bundle": f"{self.bundle.name} ({self.bundle.digest[:12]})",
             "saliency": self.config.saliency.method,
-            "device": f"{self.pipeline.encoder.device}, {self.backend}",
+            "device": f"{self.pipeline.encoder.device}, {self.backend}, {self.config.precision}",
         }
 
     def check_prompts(self, prompts: Prompts | PromptTable) -> None:

@@ -41,6 +41,7 @@ from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.meter import Meter, StageFigures, Trace
 from medclipsam.engine.run.naming import HashedNames, PlainNames
 from medclipsam.engine.run.streaming import Census, Job, stream
+from medclipsam.engine.run.trial import take_samples
 from medclipsam.engine.run.work import Delivery
 from medclipsam.engine.settings import Count, Share, settings
 from medclipsam.engine.types import Prompts
@@ -179,6 +180,7 @@ def run(
     index = _check_prompts(method, prompts)
     check_folder(out)
     next(iter(archive))  # an archive without images leaves no folder
+    method = method.decide(take_samples(archive, prompts, options.limits))
     with RunFolder(out, fingerprint(method, archive, prompts, options)) as folder:
         folder.log("start", archive=archive.name)
         with Ledger(out / LEDGER) as ledger:

@@ -32,6 +32,7 @@ from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.meter import Meter
 from medclipsam.engine.run.naming import HashedNames, PlainNames
 from medclipsam.engine.run.streak import Streak
+from medclipsam.engine.run.switching import quick_switching
 from medclipsam.engine.run.work import Delivery, Work, finish_work
 from medclipsam.engine.types import Image, ItemRef, Prompts
 
@@ -219,6 +220,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
 
     streak = Streak(commit_failed)
     with ExitStack() as stack:
+        stack.enter_context(quick_switching())
         decoders = stack.enter_context(Decoders(threads, job.limits))
         listed = stack.enter_context(Seen())
         readers = Hop("read_image", threads, inbox, meter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from medclipsam.engine.unet.pipeline import UnetPipeline
 if TYPE_CHECKING:
     from medclipsam.engine.run.device.executor import Executor, ExecutorContext
     from medclipsam.engine.run.runner import RunOptions, RunSummary
+    from medclipsam.engine.run.trial import Sample
 
 BATCH = 4
 
@@ -127,8 +129,12 @@ class Predictor:
         """See ``Method``."""
         return {
             "task model": f"{self.model.name} ({self.model.digest[:12]})",
-            "device": f"{self.pipeline.device}, {self.backend}",
+            "device": f"{self.pipeline.device}, {self.backend}, {self.precision}",
         }
+
+    def decide(self, samples: Iterator[Sample]) -> Predictor:
+        """See ``Method``; its precision is what it was opened with."""
+        return self
 
     def check_prompts(self, prompts: Prompts | PromptTable) -> None:
         """See ``Method``; a task model knows its own labels only, always all of them."""

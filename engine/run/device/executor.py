@@ -10,6 +10,8 @@ Here is what every executor does; which steps there are and which comes next say
 ``device.zero_shot`` and ``unet.executor``.
 """
 
+from __future__ import annotations
+
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -30,6 +32,7 @@ from medclipsam.engine.run.device.flights import Flights
 from medclipsam.engine.run.hop import Hop
 from medclipsam.engine.run.inbox import Inbox
 from medclipsam.engine.run.meter import Meter
+from medclipsam.engine.run.trial import Sample
 from medclipsam.engine.run.work import Work
 from medclipsam.engine.types import Prompts, Segmentation
 
@@ -300,6 +303,10 @@ class Method(Protocol):
     @property
     def threads(self) -> int:
         """CPU threads for each of the stages that run there."""
+
+    def decide(self, samples: Iterator[Sample]) -> Method:
+        """The same with nothing left open: what it left to the archive's first images is tried
+        on them. They are read only if they are wanted."""
 
     def identity(self) -> dict[str, Any]:
         """What of it decides a run's bytes, as plain JSON values for ``run.json``."""

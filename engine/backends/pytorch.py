@@ -50,7 +50,21 @@ def open_graph(
 
 def embed_text(clip: Any, tokens: Tensor) -> Tensor:
     """``text``."""
-    return F.normalize(clip.encode_text(tokens).float(), dim=-1)
+    on_cpu = tokens.device.type == "cpu"
+    encoded = clip.encode_text(tokens) if on_cpu else encode_unread(clip.text, tokens)
+    return F.normalize(encoded.float(), dim=-1)
+
+
+def encode_unread(text: Any, tokens: Tensor) -> Tensor:
+    """open_clip's ``HFTextEncoder.forward``: (T, L) token ids → (T, D).
+
+    transformers reads a mask of (T, L) to see whether it masks anything, and waits for all that
+    the device has to do before. One of (T, 1, L, L) it takes as it is.
+    """
+    shown = tokens != text.config.pad_token_id
+    mask = shown[:, None, None].expand(-1, 1, tokens.shape[1], -1)
+    found = text.transformer(input_ids=tokens, attention_mask=mask)
+    return text.proj(text.pooler(found, shown.long()))
 
 
 def embed_rows(clip: Any, pixels: Tensor, autocast: Autocast = nullcontext) -> Tensor:

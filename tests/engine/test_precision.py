@@ -7,6 +7,7 @@ from models import CPU, pictures
 
 from medclipsam.engine.backends import open_graph
 from medclipsam.engine.backends.arithmetic import require_precision
+from medclipsam.engine.backends.pytorch import encode_unread
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import BackendError, ConfigError
@@ -72,3 +73,15 @@ def test_the_published_layer_warns(tiny_bundle, caplog):
 def test_a_block_that_is_not_there_is_refused(tiny_bundle):
     with pytest.raises(ConfigError, match="has 4 blocks"):
         ClipEncoder.open(tiny_bundle, CPU, block=4)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_text_is_encoded_alike_where_its_mask_is_not_read(tiny_bundle, padding):
+    clip = tiny_bundle.clip
+    tokens = clip.tokenizer(["brain mri showing a tumor", "a breast ultrasound with a cyst"])
+    used = int((tokens != 0).sum(1).max())
+    tokens = tokens[:, : used + padding]
+    with torch.no_grad():
+        expected, found = clip.model.encode_text(tokens), encode_unread(clip.model.text, tokens)
+    assert (tokens == 0).any() and expected.shape == found.shape
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medclipsam.engine.backends import refuse_gradients
 from medclipsam.engine.backends.defaults import settle
-from medclipsam.engine.backends.handover import fetch, upload
+from medclipsam.engine.backends.handover import fetch, send, stage
 from medclipsam.engine.boxes import extract_boxes, select_boxes
 from medclipsam.engine.config import EngineConfig
 from medclipsam.engine.crf import DenseCrf, warm_up
@@ -193,7 +193,10 @@ class Pipeline:
 
     def to_pixels(self, squares: Sequence[np.ndarray]) -> Tensor:
         """What ``fit`` gave → normalised float32 (B, 3, S, S) on the device."""
-        images = upload(torch.from_numpy(np.stack(squares)), self.encoder.device)
+        side, device = self.encoder.image_size, self.encoder.device
+        staged = stage((len(squares), side, side, 3), torch.uint8, device)
+        np.stack(squares, out=staged.numpy())
+        images = send(staged, device)
         return self.encoder.normalise(images.permute(0, 3, 1, 2).float() / 255)
 
     def encode_image(self, squares: Sequence[np.ndarray]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medclipsam.engine.backends import open_graph
-from medclipsam.engine.backends.handover import fetch, upload
+from medclipsam.engine.backends.handover import fetch, send, stage, upload
 from medclipsam.engine.errors import BackendError
 from medclipsam.engine.fit import normalise_rgb
 from medclipsam.engine.weights.bundle import Bundle
@@ -94,10 +94,10 @@ class Segmenter:
         """uint8 (h, w, 3) images → normalised (B, 3, S, S) on the device, contiguous, with zeros
         below and right of each."""
         side = self.config.image_size
-        squares = np.zeros((len(resized), side, side, 3), np.uint8)
-        for square, image in zip(squares, resized, strict=True):
+        squares = stage((len(resized), side, side, 3), torch.uint8, self.device)
+        for square, image in zip(squares.numpy(), resized, strict=True):
             square[: image.shape[0], : image.shape[1]] = image
-        pixels = upload(torch.from_numpy(squares), self.device).permute(0, 3, 1, 2)
+        pixels = send(squares, self.device).permute(0, 3, 1, 2)
         pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         pixels = normalise_rgb(pixels, self.config.pixel_mean, self.config.pixel_std)
         for square, image in zip(pixels, resized, strict=True):

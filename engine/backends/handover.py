@@ -24,8 +24,16 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         return host
-    staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
-    staged.copy_(host)
+    return send(stage(host.shape, host.dtype, device).copy_(host), device)
+
+
+def stage(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the CPU to be filled and given to ``send``, pinned where there is a device."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type != "cpu")
+
+
+def send(staged: Tensor, device: torch.device) -> Tensor:
+    """What ``stage`` gave on ``device``, as by ``upload``, without a copy on the CPU."""
     return staged.to(device, non_blocking=True)
 
 

@@ -159,6 +159,19 @@ def test_the_input_is_the_predictors(bundle, shape):
     torch.testing.assert_close(ours, seen[0], atol=1e-5, rtol=0)
 
 
+def test_inputs_are_one_contiguous_batch_whoever_is_in_it(bundle):
+    """A square image needs no padding, which must not show in the layout of the others."""
+    segmenter = Segmenter.open(bundle, CPU)
+    resized = [segmenter.resize(picture(shape)) for shape in ((64, 64), (40, 97), (97, 40))]
+    batch = segmenter.prepare(resized)
+    assert batch.is_contiguous()
+    for image, square in zip(resized, batch, strict=True):
+        (alone,) = segmenter.prepare([image])
+        assert torch.equal(alone, square)
+        height, width = image.shape[:2]
+        assert not square[:, height:].any() and not square[:, :, width:].any()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_squash_is_a_resize_of_both_sides_before_the_predictor(other_bundle, shape):
     """MedSAM's way: stretch the picture and its boxes to the square, then as ever."""

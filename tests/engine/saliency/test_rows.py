@@ -71,6 +71,23 @@ def test_only_the_last_batch_is_not_full_and_rows_are_made_when_needed(tiny_enco
     assert sum(stop - start for _, start, stop in made) == 350
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_batch_is_the_same_contiguous_memory(tiny_encoder, layout):
+    """Kernels are chosen by the layout: a row's bytes must not depend on how it was made."""
+    seen = []
+    encoder = replace(
+        tiny_encoder, score=lambda rows: (seen.append(rows), tiny_encoder.score(rows))[1]
+    )
+    pixels = tiny_encoder.normalise(pictures(96, 40, seed=94))
+    made = pixels.to(memory_format=layout)
+    probes = [whole_rows(made[:9]), whole_rows(pixels[9:30]), whole_rows(made[30:])]
+    found = torch.cat(list(run_probes(encoder, probes)))
+    assert [len(rows) for rows in seen] == [16, 16, 8]
+    assert all(rows.is_contiguous() for rows in seen)
+    assert len({rows.data_ptr() for rows in seen}) == 1
+    assert torch.equal(found, tiny_encoder.embed(pixels))
+
+
 def test_ten_prompts_cost_little_more_than_one(tiny_encoder, images):
     counts = {}
     for count in (1, 10):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medclipsam.engine.archive import Decoders, Entry
+from medclipsam.engine.backends.defaults import settle
 from medclipsam.engine.config import EngineConfig, make_config
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import ConfigError
@@ -195,8 +196,9 @@ class Tuner:
         return trial
 
     def config(self, candidate: Candidate) -> EngineConfig:
-        """All settings of a candidate."""
-        return make_config(self.engine.bundle.defaults, candidate.settings)
+        """All settings of a candidate, none left to the device."""
+        config, engine = make_config(self.engine.bundle.defaults, candidate.settings), self.engine
+        return settle(config, engine.bundle, engine.pipeline.encoder.device, engine.backend)
 
     def score(self, candidate: Candidate) -> np.ndarray:
         """DSC of every labelled mask, in the order of samples and labels."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medclipsam.engine.archive import Decoders
 from medclipsam.engine.backends import open_device
+from medclipsam.engine.backends.defaults import settle
 from medclipsam.engine.config import make_config
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.errors import ConfigError
@@ -62,7 +63,7 @@ def compare_bundles(
     def open_models() -> Iterator[tuple[str, Embedder]]:
         for name, place in named.items():
             opened = open_bundle(place)
-            config = make_config(opened.defaults, {})
+            config = settle(make_config(opened.defaults, {}), opened, where, backend)
             chosen = precision or config.precision
             encoder = ClipEncoder.open(opened, where, backend, batch, precision=chosen)
             yield name, Embedder(encoder, config.fit, count)

@@ -19,7 +19,7 @@ BAD = [{}, {**GOOD, "masks": 0}, {**GOOD, "mean_iou": 0.96}, {**GOOD, "worst_iou
 
 
 def bundle(**exports):
-    return Bundle(None, {"exports": exports})
+    return Bundle(None, {"exports": exports, "files": {}})
 
 
 def exported(kind, figures):
@@ -28,7 +28,8 @@ def exported(kind, figures):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDCLIPSAM_HOME", str(tmp_path))  # where no trial was made
     facts = SimpleNamespace(name="NVIDIA X", major=9, minor=0, total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     monkeypatch.setattr(

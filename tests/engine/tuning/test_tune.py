@@ -132,6 +132,19 @@ def test_wordings_are_tried_one_by_one(engine):
     assert all(c.prompts.texts["cyst"] == ("a cyst",) for c in tried)
 
 
+def test_candidates_run_on_the_models_of_the_engine(engine):
+    """Another layer or precision alone needs other ones."""
+    tuner = Tuner(engine, [], {})
+    for settings, same in (
+        ({}, True),
+        ({"saliency": {"method": "gradcam"}}, True),
+        ({"saliency": {"block": 1}}, False),
+    ):
+        config = tuner.config(Candidate("", "", settings, WANTED))
+        found = tuner._pipeline(config)
+        assert (found.encoder is engine.pipeline.encoder) == same and found.config == config
+
+
 def test_presence_is_the_threshold_that_serves_the_samples(folder, engine):
     samples = read_samples(folder / "images", folder / "truth", LABELS)
     tuner = Tuner(engine, samples, {})

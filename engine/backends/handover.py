@@ -24,7 +24,8 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         return host
-    return send(stage(host.shape, host.dtype, device).copy_(host), device)
+    staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+    return send(staged.copy_(host), device)
 
 
 def stage(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -33,7 +34,7 @@ def stage(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def send(staged: Tensor, device: torch.device) -> Tensor:
-    """What ``stage`` gave on ``device``, as by ``upload``, without a copy on the CPU."""
+    """Pinned memory on ``device``, as by ``upload``, without a copy on the CPU."""
     return staged.to(device, non_blocking=True)
 
 
@@ -59,7 +60,7 @@ class Handover:
         if device.type == "cpu":
             return
         if self._tensors:
-            packed = _pack(self._tensors)
+            packed = pack(self._tensors)
             self._host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
             self._host.copy_(packed, non_blocking=True)
         # a blocking event: who waits leaves its core to others
@@ -88,24 +89,27 @@ class Handover:
             self.event.synchronize()
         if self._host is None:
             return self._tensors
-        taken, at = [], 0
-        for tensor in self._tensors:
-            size = tensor.numel() * tensor.element_size()
-            part = self._host[at : at + size].view(tensor.dtype).view(tensor.shape)
-            taken.append(part.clone())  # so that pinned memory goes back
-            at += _padded(size)
-        return tuple(taken)
+        parts = unpack(self._host, self._tensors)
+        return tuple(part.clone() for part in parts)  # so that pinned memory goes back
 
 
-def _pack(tensors: Sequence[Tensor]) -> Tensor:
+def pack(tensors: Sequence[Tensor]) -> Tensor:
     """uint8 (N,): the bytes of all tensors, each from a multiple of ``ALIGNMENT`` on."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-    packed = torch.empty(sum(map(_padded, sizes)), dtype=torch.uint8, device=tensors[0].device)
-    at = 0
-    for tensor, size in zip(tensors, sizes, strict=True):
-        packed[at : at + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        at += _padded(size)
+    sizes = [_padded(tensor.numel() * tensor.element_size()) for tensor in tensors]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, device=tensors[0].device)
+    for part, tensor in zip(unpack(packed, tensors), tensors, strict=True):
+        part.copy_(tensor)
     return packed
+
+
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of what ``pack`` gave, as views of the types and shapes of ``like``."""
+    parts, at = [], 0
+    for tensor in like:
+        size = tensor.numel() * tensor.element_size()
+        parts.append(packed[at : at + size].view(tensor.dtype).view(tensor.shape))
+        at += _padded(size)
+    return parts
 
 
 def _padded(size: int) -> int:

@@ -30,7 +30,7 @@ class Hop:
 
     def __init__(self, stage: str, threads: int, inbox: Inbox, meter: Meter, brings: bool = True):
         self._stage, self._inbox, self._meter, self._brings = stage, inbox, meter, brings
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Task, int] | None] = queue.SimpleQueue()
         # Daemons: a read that hangs on a dead disk must not keep the process from ending.
         self._threads = [
             Thread(target=self._serve, name=f"{stage}-{n}", daemon=True) for n in range(threads)
@@ -38,12 +38,12 @@ class Hop:
         for thread in self._threads:
             thread.start()
 
-    def send(self, task: Task) -> None:
-        """Let ``task`` be run; never waits."""
+    def send(self, task: Task, items: int = 1) -> None:
+        """Let ``task``, which works on so many items, be run; never waits."""
         if self._brings:
             self._inbox.begin()
-        self._meter.wait(self._stage, 1)
-        self._tasks.put(task)
+        self._meter.wait(self._stage, items)
+        self._tasks.put((task, items))
 
     def close(self, drop: bool = False, patience: float | None = None) -> None:
         """End the threads after the tasks that were sent, or before those not begun.
@@ -66,11 +66,11 @@ class Hop:
 
     def _serve(self) -> None:
         torch.set_num_threads(1)  # of this thread: tasks run side by side, torch's would compete
-        while (task := self._tasks.get()) is not None:
-            message = None
+        while (sent := self._tasks.get()) is not None:
+            (task, items), message = sent, None
             try:
-                self._meter.wait(self._stage, -1)
-                with self._meter.work(self._stage):
+                self._meter.wait(self._stage, -items)
+                with self._meter.work(self._stage, items):
                     message = task()
             except BaseException as exc:
                 self._inbox.fail(exc)

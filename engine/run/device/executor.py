@@ -37,6 +37,7 @@ from medclipsam.engine.run.work import Work
 from medclipsam.engine.types import Prompts, Segmentation
 
 FULL_SCALE = 65535  # of saliency kept as uint16
+TOGETHER = 8  # frames that one task concludes
 PATIENCE = 1.0  # seconds that a part of a batch waits for what is on its way
 
 NO_MAP = np.empty((0, 0), np.float32)  # in the place of a map that is not kept
@@ -57,6 +58,9 @@ class Frame:
     def rgb(self) -> np.ndarray:
         assert self.work.image is not None
         return self.work.image.frames[self.index]
+
+
+Conclusion = tuple[Frame, Callable[[], Step]]  # what is left to do for a frame
 
 
 @dataclass(frozen=True)
@@ -215,29 +219,32 @@ class Executor(ABC):
             then()
 
         self._fitting += 1
-        self._fitters.send(
-            partial(self._aside, "fit_image", work, partial(self._fit, *taken), fitted)
-        )
+        fit = partial(self._aside, "fit_image", work, partial(self._fit, *taken))
+        self._fitters.send(lambda: partial(fitted, fit()))
 
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
-        self._send_aside(self._refiners, "refine_mask", frame, refine)
+        self._send_aside(self._refiners, "refine_mask", [(frame, refine)])
 
-    def _conclude(self, frame: Frame, conclude: Callable[[], Step]) -> None:
-        """Let a CPU thread do what is left of a frame, as in ``_refine``."""
-        self._send_aside(self._concluders, "conclude", frame, conclude)
+    def _conclude(self, todo: Sequence[Conclusion]) -> None:
+        """Let CPU threads do what is left of frames, as in ``_refine``; some at a time, since
+        there is little to do for each."""
+        for start in range(0, len(todo), TOGETHER):
+            self._send_aside(self._concluders, "conclude", todo[start : start + TOGETHER])
 
-    def _send_aside(self, hop: Hop, stage: str, frame: Frame, compute: Callable[[], Step]) -> None:
-        def back(then: Step) -> None:
-            self._beside -= 1
-            then()
+    def _send_aside(self, hop: Hop, stage: str, todo: Sequence[Conclusion]) -> None:
+        def back(steps: Sequence[Step]) -> None:
+            self._beside -= len(todo)
+            for step in steps:
+                step()
 
-        self._beside += 1
-        hop.send(partial(self._aside, stage, frame.work, compute, back))
+        def work() -> Step:
+            return partial(back, [self._aside(stage, frame.work, run) for frame, run in todo])
 
-    def _aside(
-        self, stage: str, work: Work, compute: Callable[[], Step], then: Callable[[Step], None]
-    ) -> Step:
+        self._beside += len(todo)
+        hop.send(work, len(todo))
+
+    def _aside(self, stage: str, work: Work, compute: Callable[[], Step]) -> Step:
         """A stage on a CPU thread; an item that fails in it is given up by the executor."""
         try:
             with at_stage(stage):
@@ -245,7 +252,7 @@ class Executor(ABC):
             self.passed(stage)
         except Exception as exc:
             step = partial(self._fail, work, exc)
-        return partial(then, step)
+        return step
 
     def _keep(self, frame: Frame, segments: dict[str, Segmentation]) -> None:
         """A frame is through: keep what is delivered of it."""

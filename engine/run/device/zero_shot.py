@@ -12,6 +12,7 @@ from medclipsam.engine.errors import ConfigError, InputError, at_stage
 from medclipsam.engine.pipeline import Localization, Pipeline, to_numpy
 from medclipsam.engine.run.device.executor import (
     NO_MAP,
+    Conclusion,
     Executor,
     ExecutorContext,
     Frame,
@@ -165,15 +166,17 @@ class ZeroShotExecutor(Executor):
     def _collect(self) -> None:
         """Hand frames whose rows are all embedded to the CPU threads."""
         self._count_rows()
+        dismissed: list[Conclusion] = []
         try:
             with at_stage("compute_saliency"):
                 for frame, answer in self._rows.finished():
                     if len(answer.wanted):
                         self._refine(frame, partial(self._localize, frame, answer))
                     else:  # no prompt is in this frame
-                        self._conclude(frame, partial(self._dismiss, frame, answer))
+                        dismissed.append((frame, partial(self._dismiss, frame, answer)))
         except Exception as exc:
             self._restart(exc)
+        self._conclude(dismissed)
 
     def _restart(self, exc: Exception) -> None:
         """A batch of rows failed: the frames in the queue are done again one by one."""
@@ -208,7 +211,7 @@ class ZeroShotExecutor(Executor):
     def _take_localized(self, frame: ZeroShotFrame) -> None:
         frame.masks = {found.label: None for found in frame.found if not len(found.boxes)}
         if len(frame.masks) == len(frame.found):
-            self._conclude(frame, partial(self._complete, frame))
+            self._conclude([(frame, partial(self._complete, frame))])
         else:
             self._boxed.put(frame)
 
@@ -255,14 +258,15 @@ class ZeroShotExecutor(Executor):
         return self.pipeline.segmenter.gather(drawn, [len(pair.found.boxes) for pair in pairs])
 
     def _take_masks(self, pairs: Sequence[Pair], *drawn: Tensor) -> None:
-        masks = self._gather(pairs, drawn)
+        masks, through = self._gather(pairs, drawn), list[Conclusion]()
         for pair, mask in zip(pairs, masks, strict=True):
             frame = pair.frame
             if frame.alone:
                 continue
             frame.masks[pair.found.label] = mask
             if len(frame.masks) == len(frame.found):
-                self._conclude(frame, partial(self._complete, frame))
+                through.append((frame, partial(self._complete, frame)))
+        self._conclude(through)
 
     def _redraw(self, pairs: Sequence[Pair], exc: Exception) -> None:
         """A batch of pairs failed: their frames are done again one by one."""

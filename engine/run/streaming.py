@@ -226,7 +226,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
         readers = Hop("read_image", threads, inbox, meter)
         fitters = Hop("fit_image", threads, inbox, meter)
         refiners = Hop("refine_mask", threads, inbox, meter)
-        concluders = Hop("conclude", threads, inbox, meter)
+        concluders = Hop("conclude", threads, inbox, meter, brings=False)
         writers = Hop("write_mask", threads, inbox, meter, brings=False)
         committers = Hop("commit", 1, inbox, meter, brings=False)
         committer = Committer(

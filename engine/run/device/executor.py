@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import Event
+from threading import Event, Lock
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -70,10 +70,11 @@ class ExecutorContext:
     Attributes:
         fitters: CPU threads for fit_image.
         refiners: CPU threads for refine_mask.
-        concluders: CPU threads for conclude.
+        concluders: CPU threads for conclude, which bring nothing back.
         inbox: where loaded items and refined frames arrive.
         meter: where the time goes.
-        done: called with each item whose frames are all through, or that failed.
+        done: called with each item whose frames are all through, or that failed; as the two below
+            on the executor's thread or on one that concludes.
         failed: called with an item, the stage and the exception that it is given up for.
         passed: called with each stage that a frame has come through, right when it has.
         keep_saliency: keep maps as uint16 in ``Work.saliency``.
@@ -101,7 +102,8 @@ class Executor(ABC):
         self.keep_saliency, self.keep_crf = context.keep_saliency, context.keep_crf
         self._fitters, self._refiners = context.fitters, context.refiners
         self._concluders = context.concluders
-        self._fitting, self._beside = 0, 0  # frames with the CPU threads: fit_image, later stages
+        self._fitting, self._refining = 0, 0  # frames with the CPU threads
+        self._counting = Lock()  # items are counted down by the executor and by who concludes
         self._flights = Flights(device, self.meter, self.passed)
         self._loaded: deque[tuple[Work, int]] = deque()
 
@@ -143,7 +145,7 @@ class Executor(ABC):
             news = self.inbox.drain(block=False)
             if stop.is_set():
                 self._drop_unbegun()
-                if not (self._queued or self._fitting or self._beside or self._flights):
+                if not (self._queued or self._fitting or self._refining or self._flights):
                     return
             if self._flights.ready:
                 step: Step | None = self._flights.land
@@ -224,25 +226,26 @@ class Executor(ABC):
 
     def _refine(self, frame: Frame, refine: Callable[[], Step]) -> None:
         """Let a CPU thread refine a frame: it runs ``refine``, and the executor what that gives."""
-        self._send_aside(self._refiners, "refine_mask", [(frame, refine)])
+
+        def refined(then: Step) -> None:
+            self._refining -= 1
+            then()
+
+        self._refining += 1
+        run = partial(self._aside, "refine_mask", frame.work, refine)
+        self._refiners.send(lambda: partial(refined, run()))
 
     def _conclude(self, todo: Sequence[Conclusion]) -> None:
-        """Let CPU threads do what is left of frames, as in ``_refine``; some at a time, since
-        there is little to do for each."""
+        """Let CPU threads do all that is left of frames, some at a time, since there is little to
+        do for each. Nothing comes back: the executor may be busy for long on a CPU."""
+
+        def conclude(part: Sequence[Conclusion]) -> None:
+            for frame, run in part:
+                self._aside("conclude", frame.work, run)()
+
         for start in range(0, len(todo), TOGETHER):
-            self._send_aside(self._concluders, "conclude", todo[start : start + TOGETHER])
-
-    def _send_aside(self, hop: Hop, stage: str, todo: Sequence[Conclusion]) -> None:
-        def back(steps: Sequence[Step]) -> None:
-            self._beside -= len(todo)
-            for step in steps:
-                step()
-
-        def work() -> Step:
-            return partial(back, [self._aside(stage, frame.work, run) for frame, run in todo])
-
-        self._beside += len(todo)
-        hop.send(work, len(todo))
+            part = todo[start : start + TOGETHER]
+            self._concluders.send(partial(conclude, part), len(part))
 
     def _aside(self, stage: str, work: Work, compute: Callable[[], Step]) -> Step:
         """A stage on a CPU thread; an item that fails in it is given up by the executor."""
@@ -288,13 +291,16 @@ class Executor(ABC):
             MedclipsamError: it is no fault of the item.
         """
         refuse_broken(exc, self._lower_memory(stage_of(exc)))
-        if work.error is None:
-            self.failed(work, stage_of(exc), exc)
+        with self._counting:
+            if work.error is None:
+                self.failed(work, stage_of(exc), exc)
         self._count_down(work)
 
     def _count_down(self, work: Work) -> None:
-        work.missing -= 1
-        if work.missing == 0:
+        with self._counting:
+            work.missing -= 1
+            through = work.missing == 0
+        if through:
             self.done(work)
 
 

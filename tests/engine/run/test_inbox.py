@@ -105,7 +105,7 @@ class Counting(Executor):
 
     def __init__(self, inbox, meter=None):
         self.inbox, self.meter = inbox, meter or Meter()
-        self._loaded, self._fitting, self._beside = deque(), 0, 0
+        self._loaded, self._fitting, self._refining = deque(), 0, 0
         self._flights = Flights(torch.device("cpu"), self.meter, lambda stage: None)
         self.waiting, self.done = deque(), []
 

@@ -92,7 +92,8 @@ class Captured:
         return outputs[0] if self._single else tuple(outputs)
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
-        self._held = [torch.empty_like(t).copy_(t) for t in inputs]
+        whole = torch.contiguous_format  # whatever the layout of the first inputs
+        self._held = [torch.empty_like(t, memory_format=whole).copy_(t) for t in inputs]
         try:
             with self._stream.entered():
                 for _ in range(WARM_UP):

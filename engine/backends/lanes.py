@@ -1,7 +1,7 @@
 """Batches of one shape, whatever comes; on the CPU as small parts side by side, one core each.
 
-Arithmetic chooses its kernels by the shape, so that a row's bytes would depend on how many rows
-stand beside it: what is missing to a full batch is filled up, and cut off the result.
+Arithmetic chooses its kernels by shape and layout, so that a row's bytes would depend on how many
+rows stand beside it: what is missing to a full batch is filled up, and cut off the result.
 
 torch's own threads share every single operation and meet after each: small operations gain
 little, and when anything else wants a core (a CRF, a decoder, another program), all wait for
@@ -21,7 +21,7 @@ PARTS = {"score": 8, "sam_encoder": 1, "sam_decoder": 4}  # rows, images, boxes 
 
 
 class Full:
-    """A graph that always runs with ``batch`` rows, and takes any number up to that."""
+    """A graph that always runs with ``batch`` contiguous rows, and takes any number up to that."""
 
     def __init__(self, run: Callable[..., Any], batch: int):
         self._run, self._batch = run, batch
@@ -33,9 +33,12 @@ class Full:
 
 
 def fill(rows: Tensor, count: int) -> Tensor:
-    """``rows`` (N, …) with the first one repeated behind them, up to ``count``."""
+    """``rows`` (N, …) with the first one repeated behind them, up to ``count``; contiguous, so that
+    a full batch has no other layout than one that was filled."""
     missing = count - len(rows)
-    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
+    if missing > 0:
+        rows = torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+    return rows.contiguous()
 
 
 def cut(found: Any, count: int) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,13 @@ class Flights:
         """How far the device has come: where a step begins."""
         return Handover(self._device)
 
+    @contextmanager
+    def launching(self, stage: str, items: int) -> Iterator[None]:
+        """Inside, work is queued for the device: on a CPU that is the work itself, anywhere else
+        the meter hears of it when it has landed."""
+        with self._meter.work(stage, items, own=self._on_cpu), at_stage(stage):
+            yield
+
     def launch(
         self,
         stage: str,
@@ -80,7 +88,7 @@ class Flights:
         """
         began = self.mark()
         try:
-            with self._meter.work(stage, items, own=self._on_cpu), at_stage(stage):
+            with self.launching(stage, items):
                 launched = compute()
                 answer = Handover(self._device, launched.tensors)
         except Exception as exc:

@@ -73,7 +73,7 @@ class ZeroShotExecutor(Executor):
         return bool(self._loaded or self._fitted or self._rows or self._boxed or self._pairs)
 
     def _lower_memory(self, stage: str) -> str:
-        """What the stage works with at once, if that can be less, and half of its numbers."""
+        """Fewer at once, down to what keeps a device at work, and numbers of half the size."""
         config = self.pipeline.config
         name, now, least = {
             "segment_encode": ("segment.batch", config.segment.batch, 1),
@@ -133,7 +133,7 @@ class ZeroShotExecutor(Executor):
     def _add(self, frame: ZeroShotFrame, embedding: Tensor) -> None:
         began = self._flights.mark()
         try:
-            with self._at("compute_saliency", 0, whole=False):
+            with self._flights.launching("compute_saliency", 0):
                 self._rows.add(self._open_probe(frame, embedding), frame)
         except ConfigError as exc:
             frame.work.error = InputError("encode_prompts", "no-prompt", str(exc))

@@ -97,6 +97,18 @@ def test_busy_is_what_the_device_says(device, opened):
     assert meter.awaited == pytest.approx(6.0 - 0.3)  # all but what the host did meanwhile
 
 
+def test_launching_is_no_work_of_a_device(device, opened):
+    """A step that a method launches while its frame is taken up: its events alone count."""
+    on_device, meter, _ = opened
+    began = on_device.mark()
+    with on_device.launching("compute_saliency", 0):
+        device.work(2.0)
+        device.now += 0.75
+    on_device.add("compute_saliency", began, Launched((), lambda: None), pytest.fail)
+    on_device.land()
+    assert meter.device_busy == pytest.approx(2.0) and meter.awaited == pytest.approx(1.25)
+
+
 def test_on_a_cpu_busy_is_the_time_of_the_calls(monkeypatch):
     now = [0.0]
     for module in (flights, meters):

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all lint docs figures clean
 
 demo: .venv/installed
 	$(BIN)/medclipsam demo
@@ -28,6 +28,9 @@ docs: .venv/documented
 	for f in engine export train benchmarks; do \
 	  ln -sfn ../../../$$f .venv/sources/medclipsam/$$f; done  # the API pages read sources by name
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: .venv/developed  # what the documents say of benchmarks/results/*.json, made anew
+	$(BIN)/python -m medclipsam.benchmarks.figures
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

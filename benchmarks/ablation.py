@@ -11,12 +11,9 @@ DSC at the best threshold of each image, and prompt sensitivity (on images with 
 the maximum for each prompt lies in its own).
 """
 
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.benchmarks.phantoms import FIRST_SEED, draw
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.fit import fit_image, make_fit, unfit_map
@@ -274,8 +271,9 @@ row) in what they name, or are another method; blocks count from 0.
 """
 
 
-def to_markdown(results: dict[str, dict[str, Any]], count: int) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
     """A row a variant; in brackets ultrasound, MRI and X-ray."""
+    results = facts["results"]
     heads = [f"{figure}, {kind}" for kind in results for figure in FIGURES]
     lines = [f"| variant | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for name in next(iter(results.values())):
@@ -286,37 +284,26 @@ def to_markdown(results: dict[str, dict[str, Any]], count: int) -> str:
                 each = " ".join(f"{row[m]:.2f}" for m in MODALITIES)
                 cells.append(f"{row['mean']:.2f} ({each})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return LEGEND.format(count=count) + "\n".join(lines) + "\n"
+    return LEGEND.format(count=facts["count"]) + "\n".join(lines) + "\n"
 
 
 @click.command()
 @click.option("--bundle", default="phantom", show_default=True)
-@click.option("--count", default=10, show_default=True, help="Phantoms per modality and set.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
-    "-o",
-    "--out",
-    default="benchmarks/results",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-)
+    "--count", default=10, show_default=True, type=click.IntRange(2),
+    help="Phantoms per modality and set.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@RESULTS
 def main(bundle: str, count: int, threads: int, out: Path) -> None:
     """Ablation of saliency on phantoms; writes ablation.md and ablation.json."""
     torch.set_num_threads(threads)
     opened = open_bundle(bundle)
     started = time.monotonic()
+    facts = {**open_facts(), "bundle": opened.digest, "count": count}
     results = {kind: summarise(list(examine(opened, count, seed))) for kind, seed in SETS.items()}
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.ablation --count {count} --threads {threads}",
-        "bundle": opened.digest,
-        "machine": f"{platform.machine()}, {threads} threads",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "seconds": round(time.monotonic() - started, 1),
-        "results": results,
-    }
-    write_durable(out / "data" / "ablation.json", (json.dumps(facts, indent=1) + "\n").encode())
-    write_durable(out / "ablation.md", to_markdown(results, count).encode())
-    click.echo(to_markdown(results, count))
+    seconds = round(time.monotonic() - started, 1)
+    publish(out, "ablation", {**facts, "seconds": seconds, "results": results}, to_markdown)
 
 
 if __name__ == "__main__":

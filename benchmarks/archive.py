@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +28,22 @@ import cv2
 import numpy as np
 import torch
 
-from medclipsam.benchmarks.crf import processor
+from medclipsam.benchmarks.inputs.archive import Archive, write_archive
+from medclipsam.benchmarks.measuring.machine import describe_revision
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
+from medclipsam.benchmarks.measuring.spread import Ratio, Spread, Turns, take_turns
 from medclipsam.benchmarks.rivals.published import PublishedPipeline
 from medclipsam.benchmarks.rivals.run_jobs import PROMPTS
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.evaluation.metrics import dice
 from medclipsam.engine.weights.bundle import open_bundle
-from medclipsam.train.phantoms.phantoms import Phantom, make_phantom
 
-FIRST_SEED = 6_000_000
 HERE = Path(__file__).resolve().parent
 PARTS = ("engine", "export", "train", "benchmarks")  # of the package
 SHARES = {0: 400, 5: 300, 20: 60, 100: 120}  # percent with the target → images
 PUBLISHED = 20  # the share at which the published pipeline runs; it knows no other
+PLAINLY = "published, plainly"
 
-Run = Callable[[Path, Path], float]  # (archive, folder to make) → seconds
-
-
-@dataclass
-class Archive:
-    """Phantoms as PNG files.
-
-    Attributes:
-        share: percent of the images that show the first target.
-    """
-
-    folder: Path
-    share: int
-    phantoms: list[Phantom]
-
-
-def write_archive(folder: Path, share: int, count: int) -> Archive:
-    """``count`` images; those with a target lie evenly among the others."""
-    folder.mkdir(parents=True)
-    first, second = PROMPTS
-    phantoms, shown = [], 0
-    for n in range(count):
-        targets: list[str] = []
-        if (n + 1) * share // 100 > n * share // 100:
-            targets, shown = ([first, second] if shown % 2 else [first]), shown + 1
-        phantom = make_phantom(FIRST_SEED + 1000 * share + n, "ultrasound", targets)
-        cv2.imwrite(str(folder / f"{n:04}.png"), phantom.grey)
-        phantoms.append(phantom)
-    return Archive(folder, share, phantoms)
+Run = Callable[[Path, Path], object]  # (archive, folder to make)
 
 
 @contextmanager
@@ -90,13 +63,12 @@ def open_revision(
     assert child.stdin is not None and child.stdout is not None
     given, answers = child.stdin, child.stdout
 
-    def run(archive: Path, out: Path) -> float:
+    def run(archive: Path, out: Path) -> None:
         given.write(json.dumps([str(archive), str(out)]) + "\n")
         given.flush()
         answer = answers.readline()
         if not answer:
             raise click.ClickException(f"the engine of {checkout} ended; see its messages above")
-        return float(json.loads(answer)["seconds"])
 
     try:
         yield run
@@ -110,21 +82,15 @@ def open_published(bundle: str, device: str, threads: int) -> Run:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     pipeline = PublishedPipeline.open(open_bundle(bundle), torch.device(device))
-
-    def run(archive: Path, out: Path) -> float:
-        started = time.perf_counter()
-        pipeline.run(archive, PROMPTS, out)
-        return time.perf_counter() - started
-
-    return run
+    return lambda archive, out: pipeline.run(archive, PROMPTS, out)
 
 
 @dataclass
 class Measured:
-    """One revision on one archive: seconds of its runs, and what the first one drew."""
+    """All revisions on one archive: seconds in turns, and how good what each has drawn is."""
 
-    seconds: list[float] = field(default_factory=list)
-    quality: dict[str, float] = field(default_factory=dict)
+    turns: Turns
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def judge(archive: Archive, out: Path) -> dict[str, float]:
@@ -142,98 +108,91 @@ def judge(archive: Archive, out: Path) -> dict[str, float]:
     return quality | ({"absent_said": round(float(np.mean(empty)), 4)} if empty else {})
 
 
-def measure(
-    archive: Archive, runs: Mapping[str, Run], repeats: int, scratch: Path
-) -> dict[str, Measured]:
-    """All revisions in turns, ``repeats`` times."""
-    found = {name: Measured() for name in runs}
-    for turn in range(repeats):
-        # every other turn backwards: who comes second pays for what the first left to the disk
-        for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
-            out = scratch / f"run {turn}"
-            found[name].seconds.append(round(run(archive.folder, out), 3))
-            if not turn:
-                found[name].quality = judge(archive, out)
-            shutil.rmtree(out)
-            click.echo(f"p = {archive.share} %, {name}: {found[name].seconds[-1]} s")
+def measure(archive: Archive, runs: Mapping[str, Run], turns: int, scratch: Path) -> Measured:
+    """All revisions in turns."""
+    found, outs = Measured(Turns({})), (scratch / f"run {n}" for n in count())
+
+    def label(name: str) -> None:
+        runs[name](archive.folder, next(outs))
+
+    for name, run in runs.items():  # what each draws is judged in a run that does not count
+        run(archive.folder, out := next(outs))
+        found.quality[name] = judge(archive, out)
+    calls = {name: partial(label, name) for name in runs}
+    found.turns = take_turns(calls, turns, warm_up=0, short=0)
+    click.echo(json.dumps({"share": archive.share, **found.turns.seconds}))
+    for out in scratch.glob("run *"):
+        shutil.rmtree(out)
     return found
 
 
-def describe(checkout: Path) -> str:
-    """Revision and subject of the last commit of a checkout."""
-    command = ["git", "-C", str(checkout), "log", "-1", "--format=%h %s"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def summarise(archive: Archive, found: Mapping[str, Measured], first: str) -> dict[str, Any]:
-    """Median rates with their spread, and ratios of medians to the first revision."""
-    base = float(np.median(found[first].seconds))
-    return {
-        name: {
+def summarise(archive: Archive, found: Measured, first: str) -> dict[str, Any]:
+    """Rates with their spread, and how many times as fast as the first and the published one."""
+    rows: dict[str, Any] = {}
+    for name in found.turns.seconds:
+        rows[name] = {
             "images": len(archive.phantoms),
-            "images_per_s": round(len(archive.phantoms) / float(np.median(m.seconds)), 3),
-            "seconds": m.seconds,
-            "times_first": round(base / float(np.median(m.seconds)), 2),
-            **m.quality,
+            "images_per_s": found.turns.rate(name, len(archive.phantoms)).to_json(),
+            **found.quality[name],
         }
-        for name, m in found.items()
-    }
+        if name not in (first, PLAINLY):
+            rows[name]["times_first"] = found.turns.times(name, first).to_json()
+        if name != PLAINLY and PLAINLY in found.turns.seconds:
+            rows[name]["times_published"] = found.turns.times(name, PLAINLY).to_json()
+    return rows
 
 
-def to_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
     """A row a revision, a column a share."""
+    results = facts["results"]
     names = dict.fromkeys(name for rows in results.values() for name in rows)
     lines = [
         f"| images/s | {' | '.join(f'p = {share} %' for share in results)} |",
         "| --- " * (len(results) + 1) + "|",
     ]
     for name in names:
-        cells = []
-        for rows in results.values():
-            row = rows.get(name)
-            cells.append(_cell(row) if row else "")
+        cells = [_cell(rows[name]) if name in rows else "" for rows in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    times = [row["images"] / s for s in row["seconds"]]
-    quality = [f"DSC {row['dsc']:.2f}"] if "dsc" in row else []
-    quality += [f"absent said {row['absent_said']:.2f}"] if "absent_said" in row else []
-    rate = f"{row['images_per_s']:.2f} [{min(times):.2f}, {max(times):.2f}]"
-    return f"{rate}, {row['times_first']:.1f} times; {', '.join(quality)}"
+    parts = [Spread.from_json(row["images_per_s"]).show()]
+    for key, other in (("times_first", "the first"), ("times_published", "the published")):
+        if key in row:
+            parts.append(f"{Ratio.from_json(row[key]).show(1)} {other}")
+    parts += [f"DSC {row['dsc']:.2f}"] if "dsc" in row else []
+    parts += [f"absent said {row['absent_said']:.2f}"] if "absent_said" in row else []
+    return "; ".join(parts)
 
 
 @click.command()
 @click.option(
     "--against", multiple=True, help="A checkout of another revision; may be repeated.",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="CHECKOUT",
 )  # fmt: skip
 @click.option("--bundle", default="phantom", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--share", "shares", multiple=True, type=int, default=tuple(SHARES), show_default=True,
     help="Percent of the images with the target; may be repeated.",
 )  # fmt: skip
 @click.option("--scale", default=1.0, show_default=True, help="Of the numbers of images.")
-@click.option(
-    "-o", "--out", default="benchmarks/results", show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-)  # fmt: skip
+@RESULTS
 def main(
-    against: tuple[Path, ...], bundle: str, device: str, threads: int, repeats: int,
+    against: tuple[Path, ...], bundle: str, device: str, threads: int, turns: int,
     shares: tuple[int, ...], scale: float, out: Path,
 ) -> None:  # fmt: skip
-    """Writes archive.md and data/archive.json."""
+    """Writes archive.md and archive.json."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         scratch = Path(folder)
         runs: dict[str, Run] = {}
         for n, checkout in enumerate((*against, HERE.parent)):
             revision = open_revision(checkout, scratch / f"package {n}", bundle, device, threads)
-            runs[describe(checkout)] = stack.enter_context(revision)
+            runs[describe_revision(checkout)] = stack.enter_context(revision)
         first = next(iter(runs))
         published = open_published(bundle, device, threads)
         warm = write_archive(scratch / "warm", 50, 4)
@@ -242,23 +201,12 @@ def main(
         for share in shares:
             images = max(2, round(SHARES.get(share, SHARES[PUBLISHED]) * scale))
             archive = write_archive(scratch / f"archive {share}", share, images)
-            asked = {"published, plainly": published} if share == PUBLISHED else {}
-            found = measure(archive, {**asked, **runs}, repeats, scratch)
+            asked = {PLAINLY: published} if share == PUBLISHED else {}
+            found = measure(archive, {**asked, **runs}, turns, scratch)
             results[str(share)] = summarise(archive, found, first)
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.archive {'--against CHECKOUT ' * len(against)}"
-        f"{' '.join(f'--share {share}' for share in shares)} --threads {threads} "
-        f"--repeats {repeats} --device {device} --scale {scale:g}",
-        "machine": f"{processor()}, {threads} threads, device {device}",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "bundle": open_bundle(bundle).digest,
-        "results": results,
-    }
-    table = to_markdown(results)
-    head = f"`{facts['command']}`\n\n{facts['machine']}, torch {version('torch')}\n\n"
-    write_durable(out / "data" / "archive.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "archive.md", (head + table).encode())
-    click.echo(table)
+    facts = open_facts(device=torch.device(device))
+    facts |= {"bundle": open_bundle(bundle).digest, "results": results}
+    publish(out, "archive", facts, to_markdown)
 
 
 if __name__ == "__main__":

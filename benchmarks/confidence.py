@@ -7,9 +7,8 @@ its true DSC: calibration in bins, Brier score, expected calibration error and A
 of 0.7, beside the uncalibrated product of predicted IoU and stability.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.quality import confidence
 from medclipsam.train.phantoms.calibration import GOOD, ask_phantom
@@ -51,9 +50,10 @@ def judge(score: np.ndarray, good: np.ndarray) -> dict[str, Any]:
 @click.option("--bundle", default="phantom", show_default=True)
 @click.option("--count", default=150, show_default=True, help="Phantoms.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(bundle: str, count: int, threads: int, out: Path) -> None:
     """Writes confidence.md and confidence.json."""
+    started = open_facts()
     engine = Engine.open(bundle, "cpu", threads=threads)
     seeds = range(FIRST_SEED, FIRST_SEED + count)
     drawn = [pair for seed in seeds for pair in ask_phantom(engine, make_phantom(seed))]
@@ -65,23 +65,22 @@ def main(bundle: str, count: int, threads: int, out: Path) -> None:
         "predicted IoU": np.array([segment.predicted_iou for segment, _ in drawn]),
     }
     facts = {
-        "command": f"python -m medclipsam.benchmarks.confidence --count {count}",
+        **started,
         "bundle": engine.bundle.digest,
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
+        "phantoms": count,
+        "good_dsc": GOOD,
         "masks": len(drawn),
         "good": int(good.sum()),
         "scores": {name: judge(score, good) for name, score in scores.items()},
     }
-    click.echo(json.dumps(facts, indent=2))
-    write_durable(out / "data" / "confidence.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "confidence.md", to_table(facts).encode())
+    publish(out, "confidence", facts, to_markdown)
 
 
-def to_table(facts: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """Every score's figures, and bins of the confidence."""
     lines = [
-        f"`{facts['command']}`: {facts['masks']} masks, {facts['good']} of them with a DSC of at "
-        f"least {GOOD}.\n",
+        f"{facts['masks']} masks of {facts['phantoms']} phantoms, {facts['good']} of them with a "
+        f"DSC of at least {facts['good_dsc']}.\n",
         "| score | AUC | Brier | calibration error |",
         "| --- | --- | --- | --- |",
         *(

@@ -10,12 +10,9 @@ of two Python threads over one.
 
 import gc
 import json
-import os
-import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +21,19 @@ import cv2
 import numpy as np
 import torch
 
+from medclipsam.benchmarks.inputs.scans import SCANS, blob
+from medclipsam.benchmarks.measuring.machine import count_cores
+from medclipsam.benchmarks.measuring.result import PAGES, RESULTS, open_facts, publish
+from medclipsam.benchmarks.measuring.spread import Ratio, take_turns
 from medclipsam.benchmarks.rivals.exact_crf import exact_marginal
-from medclipsam.benchmarks.scans import SCANS, blob
 from medclipsam.engine.boxes import extract_boxes
 from medclipsam.engine.crf import CrfConfig, DenseCrf, dense_crf, warm_up
-from medclipsam.engine.durable import write_durable
 
 EXACT_SIDES = {True: 1024, False: 256}  # grey, colour: what float64 reaches in minutes
 PATIENCE = 8.0  # seconds to spend on one row's timings
+OPENCV = "connectedComponentsWithStats"
 
 Row = dict[str, Any]
-
-
-def take_turns(calls: Sequence[Callable[[], object]], patience: float) -> list[float]:
-    """Median seconds of each call; they take turns until ``patience`` seconds are over.
-
-    In its turn each is called three times and the first does not count, since the other
-    has filled the caches; calls of over a second do not feel that and are called once.
-    """
-    seconds: list[list[float]] = [[] for _ in calls]
-    started = time.perf_counter()
-    while len(seconds[0]) < 2 or time.perf_counter() - started < patience:
-        for call, spent in zip(calls, seconds, strict=True):
-            first = _seconds(call)
-            spent += [first] if first > 1 else [_seconds(call), _seconds(call)]
-    return [float(np.median(spent)) for spent in seconds]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def compare(name: str, side: int, iterations: int, exact: bool) -> Row:
@@ -64,13 +43,14 @@ def compare(name: str, side: int, iterations: int, exact: bool) -> Row:
     ours, theirs = (
         CrfConfig(iterations=iterations, solver=solver) for solver in ("numba", "pydensecrf")
     )
-    marginal, mask, published = take_turns(
-        [
-            lambda: dense_crf(rgb, p, ours),
-            lambda: DenseCrf(rgb, ours).mask(p),
-            lambda: dense_crf(rgb, p, theirs),
-        ],
-        PATIENCE,
+    found = take_turns(
+        {
+            "marginal": lambda: dense_crf(rgb, p, ours),
+            "mask": lambda: DenseCrf(rgb, ours).mask(p),
+            "pydensecrf": lambda: dense_crf(rgb, p, theirs),
+        },
+        turns=2,
+        patience=PATIENCE,
     )
     q, q_published = dense_crf(rgb, p, ours), dense_crf(rgb, p, theirs)
     row = {
@@ -78,14 +58,9 @@ def compare(name: str, side: int, iterations: int, exact: bool) -> Row:
         "side": side,
         "iterations": iterations,
         "filter": DenseCrf(rgb, ours).kind,
-        "ms": {
-            "marginal": round(1e3 * marginal, 2),
-            "mask": round(1e3 * mask, 2),
-            "pydensecrf": round(1e3 * published, 2),
-        },
+        "ms": {name: round(1e3 * found.spread(name).median, 2) for name in found.seconds},
         "times faster": {
-            "marginal": round(published / marginal, 1),
-            "mask": round(published / mask, 1),
+            name: found.times(name, "pydensecrf").to_json() for name in ("marginal", "mask")
         },
         "label IoU with pydensecrf": round(iou(q > 0.5, q_published > 0.5), 5),
     }
@@ -107,21 +82,19 @@ def errors(q: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"mean": float(f"{gap.mean():.3g}"), "max": float(f"{gap.max():.3g}")}
 
 
-def measure_scaling(side: int, images: int = 64) -> dict[str, float]:
+def measure_scaling(side: int, images: int = 64) -> Row:
     """Images per second of one and two Python threads, grey, marginals."""
     rng = np.random.default_rng(0)
     work = [(SCANS["grey speckled"](side, rng), blob(side, rng)) for _ in range(4)]
-    rates = {}
-    for threads in (1, 2):
-        with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
 
-            def label(pool: ThreadPoolExecutor = pool) -> None:
-                list(pool.map(lambda n: dense_crf(*work[n % len(work)]), range(images)))
+        def label(pool: ThreadPoolExecutor) -> None:
+            list(pool.map(lambda n: dense_crf(*work[n % len(work)]), range(images)))
 
-            spent = [_seconds(label) for _ in range(5)]
-        rates[f"{threads} threads"] = round(images / min(spent), 1)
-    rates["times"] = round(rates["2 threads"] / rates["1 threads"], 2)
-    return rates
+        calls = {"1 threads": partial(label, one), "2 threads": partial(label, two)}
+        found = take_turns(calls, turns=5, short=0)
+    rates = {name: found.rate(name, images).to_json() for name in calls}
+    return {**rates, "times": found.times("2 threads", "1 threads").to_json()}
 
 
 def published_box(mask: np.ndarray) -> list[int]:
@@ -138,31 +111,26 @@ def compare_boxes(side: int) -> Iterator[Row]:
     rng = np.random.default_rng(side)
     speckle = cv2.GaussianBlur(rng.normal(size=(side, side)), (0, 0), 4) > 0.05
     for name, mask in (("one blob", blob(side, rng) > 0.5), ("speckle", speckle)):
-        calls = [
-            lambda mask=mask: extract_boxes(mask),
-            lambda mask=mask: published_box(mask),
-            lambda mask=mask: cv2.connectedComponentsWithStats(mask.view(np.uint8)),
-        ]
-        ours, contours, stats = take_turns(calls, 2.0)
+        calls: dict[str, Callable[[], object]] = {
+            "ours": partial(extract_boxes, mask),
+            "contours": partial(published_box, mask),
+            OPENCV: partial(cv2.connectedComponentsWithStats, mask.view(np.uint8)),
+        }
+        found = take_turns(calls, turns=2, patience=2.0)
         yield {
             "mask": name,
             "side": side,
-            "ms": {
-                "ours": round(1e3 * ours, 3),
-                "contours": round(1e3 * contours, 3),
-                "connectedComponentsWithStats": round(1e3 * stats, 3),
-            },
+            "ms": {name: round(1e3 * found.spread(name).median, 3) for name in calls},
             "times faster": {
-                "contours": round(contours / ours, 1),
-                "connectedComponentsWithStats": round(stats / ours, 1),
+                name: found.times("ours", name).to_json() for name in ("contours", OPENCV)
             },
         }
 
 
-def to_markdown(facts: Row) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """Speed and error of the CRF, two threads, boxes."""
     lines = [
-        f"`{facts['command']}`, {facts['machine']}, one thread, "
-        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "One thread. Ratios are of pydensecrf's time to ours, made within each turn.",
         "",
         "| scan | side | iterations | pydensecrf ms | marginal ms | mask ms | marginal × | mask × "
         "| mean error, ours | pydensecrf | max error, ours | pydensecrf | IoU of labels |",
@@ -171,7 +139,7 @@ def to_markdown(facts: Row) -> str:
     for row in facts["crf"]:
         ms, times = row["ms"], row["times faster"]
         cells = [row["scan"], row["side"], row["iterations"], ms["pydensecrf"], ms["marginal"]]
-        cells += [ms["mask"], times["marginal"], times["mask"]]
+        cells += [ms["mask"], *(Ratio.from_json(times[n]).show(1) for n in ("marginal", "mask"))]
         for kind in ("mean", "max"):
             for who in ("ours", "pydensecrf"):
                 cells.append(f"{row['error'][who][kind]:.1e}" if "error" in row else "")
@@ -180,20 +148,19 @@ def to_markdown(facts: Row) -> str:
         "",
         "Two Python threads on two cores: "
         + "; ".join(
-            f"{side}²: {rates['times']} times the images per second of one "
-            f"({rates['1 threads']} → {rates['2 threads']})"
+            f"{side}²: {Ratio.from_json(rates['times']).show()} the images per second of one "
+            f"({rates['1 threads']['median']} → {rates['2 threads']['median']})"
             for side, rates in facts["scaling"].items()
         )
         + ".",
         "",
-        "| mask | side | ours ms | contours ms | × | connectedComponentsWithStats ms | × |",
+        f"| mask | side | ours ms | contours ms | × | {OPENCV} ms | × |",
         "| --- " * 7 + "|",
     ]
     for row in facts["boxes"]:
-        ms, times = row["ms"], row["times faster"]
-        other = "connectedComponentsWithStats"
-        cells = [row["mask"], row["side"], ms["ours"], ms["contours"], times["contours"]]
-        lines.append(f"| {' | '.join(map(str, [*cells, ms[other], times[other]]))} |")
+        ms, times = row["ms"], {n: Ratio.from_json(r) for n, r in row["times faster"].items()}
+        cells = [row["mask"], row["side"], ms["ours"], ms["contours"], times["contours"].show(1)]
+        lines.append(f"| {' | '.join(map(str, [*cells, ms[OPENCV], times[OPENCV].show(1)]))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -213,7 +180,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             colour = f"C{list(SCANS).index(name)}"
             sides = [r["side"] for r in chosen]
             label = f"{name}, {iterations} iteration{'s' * (iterations > 1)}"
-            times = [r["times faster"]["marginal"] for r in chosen]
+            times = [r["times faster"]["marginal"]["median"] for r in chosen]
             speed.plot(sides, times, style, color=colour, label=label)
             judged = [r for r in chosen if "error" in r]
             theirs = [r["error"]["pydensecrf"]["mean"] for r in judged]
@@ -243,17 +210,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 @click.option("--sides", default="256,512,1024,2048", show_default=True)
 @click.option("--iterations", default="1,5", show_default=True)
 @click.option("--exact/--no-exact", default=True, show_default=True, help="Measure errors too.")
-@click.option(
-    "-o",
-    "--out",
-    default="benchmarks/results",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-)
+@RESULTS
 def main(sides: str, iterations: str, exact: bool, out: Path) -> None:
     """Dense CRF and boxes beside pydensecrf and OpenCV; writes crf.md, crf.json and crf.png."""
     cv2.setNumThreads(1)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count_cores())
     warm_up(CrfConfig())
     rows = []
     lengths = [int(side) for side in sides.split(",")]
@@ -265,27 +226,13 @@ def main(sides: str, iterations: str, exact: bool, out: Path) -> None:
                 gc.collect()
                 click.echo(json.dumps(rows[-1]))
     facts = {
-        "command": f"python -m medclipsam.benchmarks.crf --sides {sides} --iterations {iterations}",
-        "machine": f"{platform.machine()}, {processor()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {
-            name: version(name) for name in ("medclipsam", "numba", "numpy", "pydensecrf2")
-        },
+        **open_facts(("numba", "pydensecrf2")),
         "crf": rows,
         "scaling": {str(side): measure_scaling(side) for side in (512, 1024)},
         "boxes": [row for side in lengths for row in compare_boxes(side)],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_durable(out / "data" / "crf.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "crf.md", to_markdown(facts).encode())
-    plot(rows, out / "crf.png")
-    click.echo(to_markdown(facts))
-
-
-def processor() -> str:
-    """The processor's name as Linux gives it."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown processor"
+    publish(out, "crf", facts, to_markdown)
+    plot(rows, out / PAGES / "crf.png")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ torch, which computes one row at a time. bf16, which that provider lacks, by rou
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,12 @@ import click
 import torch
 from torch import Tensor
 
-from medclipsam.benchmarks.biomedclip import random_biomedclip
+from medclipsam.benchmarks.inputs.models import random_bundle
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.backends.onnxruntime import FIRST, Graph
 from medclipsam.engine.backends.session import open_session
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.weights.bundle import Bundle
 from medclipsam.engine.weights.exports import GRAPHS
-from medclipsam.engine.weights.models import SAM_PRESETS, build_sam
 from medclipsam.export.emulation import emulate
 from medclipsam.export.graphs import Spec, make_spec
 from medclipsam.export.layers import relative_error
@@ -45,25 +41,7 @@ MODELS = {
     "vit_l": ("fp32",),
     "vit_h": ("fp32",),
 }
-POSITIONS = 0.02  # deviation of relative positions, which segment_anything starts at zero
-PACKAGES = ("medclipsam", "torch", "onnx", "onnxscript", "onnxruntime-gpu")
-
-
-def random_bundle(model: str) -> Bundle:
-    """Weights of a model's full size, and nothing on disk."""
-    torch.manual_seed(0)
-    if model == "biomedclip":
-        bundle = Bundle(Path("random"), {"files": {}})
-        bundle.__dict__["clip"] = random_biomedclip().clip
-        return bundle
-    config = SAM_PRESETS[model]
-    sam = build_sam(config)
-    for name, parameter in sam.named_parameters():
-        if "rel_pos" in name:
-            torch.nn.init.normal_(parameter, std=POSITIONS)
-    bundle = Bundle(Path("random"), {"files": {}, "sam": asdict(config)})
-    bundle.__dict__["sam"] = sam
-    return bundle
+PACKAGES = ("onnx", "onnxscript", "onnxruntime-gpu")
 
 
 def random_inputs(spec: Spec, rows: int) -> tuple[Tensor, ...]:
@@ -144,33 +122,39 @@ def measure_alone(model: str, precision: str) -> None:
     click.echo(json.dumps([{"model": model, **row, "peak_gib": round(peak, 1)} for row in rows]))
 
 
-def to_markdown(rows: list[dict[str, Any]]) -> str:
+LEGEND = """Error: the largest over outputs, relative to the largest value, ONNX Runtime's CPU \
+against float32 torch, which computes one row at a time. bf16, which that provider lacks, by \
+rounding float32. Weights are random.
+
+"""
+
+
+def to_markdown(facts: Mapping[str, Any]) -> str:
     """One line a graph."""
-    text = "# Full-size graphs in ONNX Runtime (CPU)\n\n"
-    text += (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ") + "\n\n"
-    text += "| model | graph | precision | MiB | files | export s | "
-    text += " | ".join(f"error at {n}" for n in BATCHES) + " | torch s, 1 row | "
-    text += " | ".join(f"ONNX s, {n}" for n in BATCHES) + " | peak GiB of the process |\n"
-    text += "|" + " --- |" * (9 + 2 * len(BATCHES) - 1) + "\n"
-    for row in rows:
+    batches = facts["batches"]
+    heads = ["model", "graph", "precision", "MiB", "files", "export s"]
+    heads += [f"error at {n}" for n in batches] + ["torch s, 1 row"]
+    heads += [f"ONNX s, {n}" for n in batches] + ["peak GiB of the process"]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for row in facts["rows"]:
         cells = [row["model"], row["graph"], row["precision"], row["mib"], row["files"]]
-        cells += [row["export_s"], *(_shown(row.get(f"error_{n}")) for n in BATCHES)]
-        cells += [row["torch_s"], *(row.get(f"onnx_s_{n}", "") for n in BATCHES), row["peak_gib"]]
-        text += "| " + " | ".join(map(str, cells)) + " |\n"
-    return text
-
-
-def _shown(error: float | None) -> str:
-    return "" if error is None else f"{error:.1e}"
+        cells += [row["export_s"], *(f"{row[f'error_{n}']:.1e}" for n in batches)]
+        cells += [row["torch_s"], *(row[f"onnx_s_{n}"] for n in batches), row["peak_gib"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return LEGEND + "\n".join(lines) + "\n"
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice([*MODELS]), help="[all]")
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(models: tuple[str, ...], out: Path) -> None:
     """Writes export.json and export.md; rows of models not asked for stay."""
-    path = out / "data" / "export.json"
+    facts = open_facts(PACKAGES)
+    path = out / "export.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = [model for model in MODELS if models and model not in models]
+    if kept:
+        facts["note"] = f"Rows of {', '.join(kept)} are of an earlier run"
     program = (
         "import sys; from medclipsam.benchmarks.export import measure_alone; "
         "measure_alone(sys.argv[1], sys.argv[2])"
@@ -185,15 +169,9 @@ def main(models: tuple[str, ...], out: Path) -> None:
             known += json.loads(done.stdout.splitlines()[-1])
             click.echo(done.stdout.splitlines()[-1])
     order = [*MODELS]
-    rows = sorted(known, key=lambda row: order.index(row["model"]))
-    facts = {
-        "command": "python -m medclipsam.benchmarks.export",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {name: version(name) for name in PACKAGES},
-        "rows": rows,
-    }
-    write_durable(path, (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "export.md", to_markdown(rows).encode())
+    facts["batches"] = BATCHES
+    facts["rows"] = sorted(known, key=lambda row: order.index(row["model"]))
+    publish(out, "export", facts, to_markdown)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ retrieval among all of them, and the masks of the lesion, zero-shot. Interrupted
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.archive import Decoders
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
@@ -40,7 +40,8 @@ from medclipsam.train.retrieval.retrieval import DIRECTIONS, retrieve
 START, TUNE, TEST, SEGMENT = 5_000_000, 5_200_000, 5_400_000, 5_600_000  # first seeds
 CPU = torch.device("cpu")
 TOPS = (1, 10)
-FIGURES = (*(f"{direction} top-{top}" for direction in DIRECTIONS for top in TOPS), "DSC")
+
+Half = tuple[float, float]  # a mean and half of its interval
 
 
 def phantom_pairs(folder: Path, first: int, count: int, threads: int) -> PairList:
@@ -88,7 +89,7 @@ def segment(engine: Engine, n: int) -> float:
     return dice(found[lesion].mask, phantom.masks[lesion])
 
 
-def interval(values: list[float]) -> tuple[float, float]:
+def interval(values: list[float]) -> Half:
     """Mean over seeds and half of its 95 % interval, by Student's t."""
     from scipy.stats import t
 
@@ -104,19 +105,33 @@ def known(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def to_lines(found: dict[str, list[dict[str, float]]], start: dict[str, float]) -> list[str]:
-    """A table with a row a loss, and one of paired differences from DHN-NCE."""
-    lines = ["| | " + " | ".join(FIGURES) + " |", "| --- |" + " --- |" * len(FIGURES)]
-    lines.append("| start | " + " | ".join(f"{start[name]:.3f}" for name in FIGURES) + " |")
+def compare(runs: list[dict[str, float]], others: list[dict[str, float]], name: str) -> Half:
+    """One figure of some runs minus that of others, paired by seed."""
+    return interval([own[name] - other[name] for own, other in zip(runs, others, strict=True)])
+
+
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """A row a loss, and one for each paired difference from the first."""
+    start, found = facts["start"], facts["results"]
+    names = [name for name in start if name != "training"]
+    first, *others = found
+    lines = [
+        f"{len(found[first])} seeds a loss, {facts['training']['epochs']} epochs on "
+        f"{facts['pairs']} pairs, from one trained with InfoNCE for {start['training']['epochs']} "
+        f"epochs on {facts['start_pairs']} others; {facts['test']} pairs and {facts['segmented']} "
+        "phantoms to judge on. Means over seeds ± half a 95 % interval (Student's t).\n",
+        "| | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+        "| start | " + " | ".join(f"{start[name]:.3f}" for name in names) + " |",
+    ]
     for loss, runs in found.items():
-        cells = [interval([run[name] for run in runs]) for name in FIGURES]
+        cells = [interval([run[name] for run in runs]) for name in names]
         lines.append(f"| {loss} | " + " | ".join(f"{m:.3f} ± {h:.3f}" for m, h in cells) + " |")
-    for loss, runs in list(found.items())[1:]:
-        pairs = list(zip(found[LOSSES[0]], runs, strict=True))
-        cells = [interval([ours[name] - own[name] for ours, own in pairs]) for name in FIGURES]
+    for loss in others:
+        cells = [compare(found[first], found[loss], name) for name in names]
         text = " | ".join(f"{m:+.3f} ± {h:.3f}" for m, h in cells)
-        lines.append(f"| {LOSSES[0]} − {loss} | {text} |")
-    return lines
+        lines.append(f"| {first} − {loss} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 @click.command()
@@ -129,7 +144,7 @@ def to_lines(found: dict[str, list[dict[str, float]]], start: dict[str, float]) 
 @click.option("--segment", "segmented", default=60, show_default=True, help="Phantoms.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--work", required=True, type=Path, help="Folder of phantoms and trainings.")
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(
     seeds: int,
     start_pairs: int,
@@ -144,6 +159,7 @@ def main(
 ) -> None:
     """Writes losses.md and losses.json."""
     torch.set_num_threads(threads)
+    facts = open_facts()
     first = replace(PHANTOM_CLIP, loss="info-nce", epochs=start_epochs)
     own = phantom_pairs(work / "start-pairs", START, start_pairs, threads)
     start = train(open_bundle("phantom"), own, work / "start", first, threads)
@@ -159,24 +175,9 @@ def main(
             make = partial(judge, bundle, tested, segmented, threads)
             found[loss].append(known(folder / "figures.json", make))
             click.echo(f"{loss}, seed {seed}: {found[loss][-1]}")
-    lines = to_lines(found, begin)
-    facts: dict[str, Any] = {
-        "command": f"python -m medclipsam.benchmarks.losses --seeds {seeds} --start-pairs "
-        f"{start_pairs} --start-epochs {start_epochs} --pairs {pairs} --epochs {epochs} --test "
-        f"{test} --segment {segmented} --threads {threads} --work WORK",
-        "versions": {name: version(name) for name in ("medclipsam", "torch")},
-        "start": {"training": asdict(first), **begin},
-        "training": asdict(again),
-        "results": found,
-    }
-    head = (
-        f"{seeds} seeds a loss, {epochs} epochs on {pairs} pairs, from one trained with InfoNCE "
-        f"for {start_epochs} epochs on {start_pairs} others; {test} pairs and {segmented} phantoms "
-        "to judge on. Means over seeds ± half a 95 % interval (Student's t).\n"
-    )
-    click.echo("\n".join(lines))
-    write_durable(out / "data" / "losses.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "losses.md", ("\n".join([head, *lines]) + "\n").encode())
+    facts |= {"start_pairs": start_pairs, "pairs": pairs, "test": test, "segmented": segmented}
+    facts |= {"start": {"training": asdict(first), **begin}, "training": asdict(again)}
+    publish(out, "losses", {**facts, "results": found}, to_markdown)
 
 
 if __name__ == "__main__":

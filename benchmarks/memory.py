@@ -14,16 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Timer
+from typing import Any
 
 import click
 
-from medclipsam.benchmarks.streaming import write_phantoms
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.inputs.archive import write_phantoms
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 
 FILES = 500  # distinct ones; the others are links
+METHOD = "gradcam"  # of saliency
 
 
 def link_archive(folder: Path, source: Path, count: int) -> None:
@@ -43,7 +45,7 @@ def run_alone(archive: str, out: str, threads: int, stall: float) -> None:
     from medclipsam.engine.engine import Engine
     from medclipsam.engine.run import streaming
 
-    settings = {"saliency": "gradcam", "segment": {"batch": 4}}
+    settings = {"saliency": METHOD, "segment": {"batch": 4}}
     engine = Engine.open("phantom", "cpu", settings=settings, threads=threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if stall:
@@ -69,9 +71,10 @@ def run_alone(archive: str, out: str, threads: int, stall: float) -> None:
 @click.option("--side", default=64, show_default=True, help="Side of an image in pixels.")
 @click.option("--stall", default=60.0, show_default=True, help="Seconds that the disk hangs.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(few: int, many: int, side: int, stall: float, threads: int, out: Path) -> None:
-    """Writes memory.json."""
+    """Writes memory.md and memory.json."""
+    facts = {**open_facts(), "method": METHOD, "side": side, "files": FILES, "stall_s": stall}
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -89,16 +92,28 @@ def main(few: int, many: int, side: int, stall: float, threads: int, out: Path) 
             results[name] = json.loads(done.stdout.splitlines()[-1])
             click.echo(json.dumps({name: results[name]}))
     peak = {name: found["peak_mib"] for name, found in results.items()}
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.memory --few {few} --many {many} "
-        f"--side {side} --stall {stall} --threads {threads}",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
+    facts |= {
         "results": results,
         "many_over_few": round(peak["many"] / peak["few"], 4),
         "stalled_over_few": round(peak["stalled"] / peak["few"], 4),
     }
-    click.echo(json.dumps(facts))
-    write_durable(out / "data" / "memory.json", (json.dumps(facts, indent=2) + "\n").encode())
+    publish(out, "memory", facts, to_markdown)
+
+
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """A row a run."""
+    lines = [
+        f"Phantoms of {facts['side']}², of which {facts['files']} are distinct and the others "
+        f"links to them; {facts['method']}. In the last run the first write of a mask hangs for "
+        f"{facts['stall_s']:g} s. Peaks are of the whole process.\n",
+        "| run | images | s | MiB before | MiB at the peak | times the first peak |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    times = {"many": facts["many_over_few"], "stalled": facts["stalled_over_few"]}
+    for name, row in facts["results"].items():
+        cells = [name, row["items"], row["seconds"], row["before_mib"], row["peak_mib"]]
+        lines.append(f"| {' | '.join(map(str, [*cells, times.get(name, '')]))} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

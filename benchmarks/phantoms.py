@@ -10,12 +10,9 @@ images with the lesion from those without (AUC). Each saliency method runs on th
 images; differences to the first method are paired.
 """
 
-import json
-import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.types import Prompts, Segmentation
@@ -38,6 +35,7 @@ from medclipsam.train.phantoms.phantoms import (
 )
 
 FIRST_SEED = HELD_OUT + 500_000
+LEAST = 4  # phantoms of a modality: two have both targets, and an interval takes two
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,13 @@ def _interval(values: Any) -> dict[str, float]:
     return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def to_markdown(results: dict[str, dict[str, Any]]) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """Figures of every method, and paired differences to the first."""
+    first, *_ = facts["results"]
+    return f"{tabulate(facts['results'])}\n{_tabulate_pairs(first, facts['differences'])}"
+
+
+def tabulate(results: Mapping[str, dict[str, Any]]) -> str:
     """One row per method and modality, means with 95 % intervals."""
     lines = [
         "| saliency | phantoms | n | DSC of the lesion | pointing | prompt followed "
@@ -153,8 +157,7 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences_to_markdown(first: str, differences: dict[str, dict[str, Any]]) -> str:
-    """One row per rival and modality."""
+def _tabulate_pairs(first: str, differences: Mapping[str, dict[str, Any]]) -> str:
     lines = [
         f"| {first} minus | phantoms | DSC of the lesion | pointing | prompt followed |",
         "| --- | --- | --- | --- | --- |",
@@ -168,20 +171,18 @@ def differences_to_markdown(first: str, differences: dict[str, dict[str, Any]]) 
 
 @click.command()
 @click.option("--bundle", default="phantom", show_default=True)
-@click.option("--count", default=50, show_default=True, help="Phantoms per modality.")
+@click.option(
+    "--count", default=50, show_default=True, type=click.IntRange(LEAST),
+    help="Phantoms per modality.",
+)  # fmt: skip
 @click.option(
     "--methods", default="contrastcam,gscorecam,gradcam,m2ib", show_default=True, help="Saliency."
 )
 @click.option("--threads", type=click.IntRange(1))
-@click.option(
-    "-o",
-    "--out",
-    default="benchmarks/results",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-)
+@RESULTS
 def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) -> None:
     """Zero-shot accuracy on phantoms never trained on; writes phantoms.md and .json."""
+    facts = open_facts()
     results, seconds, differences = {}, {}, {}
     first, *_ = methods.split(",")
     reference: dict[str, list[Case]] = {}
@@ -195,23 +196,13 @@ def main(bundle: str, count: int, methods: str, threads: int | None, out: Path) 
         }
         results[method] = summarise(lesion, empty)
         seconds[method] = round(time.monotonic() - started, 1)
-        click.echo(to_markdown({method: results[method]}))
+        click.echo(tabulate({method: results[method]}))
         reference = reference or lesion
         if method != first:
             differences[method] = {m: compare(reference[m], lesion[m]) for m in MODALITIES}
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.phantoms --count {count}",
-        "bundle": engine.bundle.digest,
-        "machine": f"{platform.machine()}, {engine.threads} threads",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "seconds": seconds,
-        "results": results,
-        "differences": differences,
-    }
-    text = json.dumps(facts, indent=2) + "\n"
-    tables = [to_markdown(results), differences_to_markdown(first, differences)]
-    write_durable(out / "data" / "phantoms.json", text.encode())
-    write_durable(out / "phantoms.md", "\n".join(tables).encode())
+    facts |= {"bundle": engine.bundle.digest, "threads": engine.threads, "seconds": seconds}
+    facts |= {"results": results, "differences": differences}
+    publish(out, "phantoms", facts, to_markdown)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ weights: times are those of the released weights, maps are arbitrary.
 """
 
 import json
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.benchmarks.biomedclip import TEXTS, draw, random_biomedclip
-from medclipsam.benchmarks.crf import processor
+from medclipsam.benchmarks.inputs.biomedclip import TEXTS, draw, random_biomedclip
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
+from medclipsam.benchmarks.measuring.spread import Ratio, Spread, clock, take_turns
 from medclipsam.benchmarks.rivals.published_saliency import straightforward
 from medclipsam.engine.backends.handover import fetch
-from medclipsam.engine.durable import write_durable
 from medclipsam.engine.encoder import ClipEncoder
 from medclipsam.engine.saliency import SaliencyConfig, ask, compute_saliency
 from medclipsam.engine.saliency.gscorecam import probe_gscorecam
@@ -43,13 +40,6 @@ REPEATS = 3
 Row = dict[str, Any]
 
 
-def clock(call: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, result) of one run."""
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
-
-
 def measure_products(trunk: Any, rows: int) -> dict[str, float]:
     """GFLOP/s of float32 products in the ViT's own shapes and in large squares."""
     tokens, width = trunk.pos_embed.shape[1] * rows, trunk.embed_dim
@@ -58,7 +48,7 @@ def measure_products(trunk: Any, rows: int) -> dict[str, float]:
     found = {}
     for m, k, n in [*shapes, (1024,) * 3, (2048,) * 3, (4096,) * 3]:
         product = partial(torch.mm, torch.randn(m, k), torch.randn(k, n), out=torch.empty(m, n))
-        seconds = min(clock(product)[0] for _ in range(REPEATS + 1))
+        seconds = take_turns({"it": product}, REPEATS).spread("it").low  # a ceiling is the best
         found[f"({m}, {k}) × ({k}, {n})"] = round(2 * m * k * n / seconds / 1e9, 1)
     return found
 
@@ -94,14 +84,12 @@ def measure_batches(encoder: ClipEncoder, model: Any, sizes: Sequence[int]) -> l
     for size in sizes:
         pixels = encoder.normalise(draw(size, encoder.image_size))
         row: Row = {"batch": size}
-        times: dict[str, list[float]] = {"score": [], "plain": []}
-        for _ in range(REPEATS):
-            times["score"].append(clock(partial(encoder.score, pixels))[0])
-            times["plain"].append(clock(partial(plain, pixels))[0])
-        for name, seconds in times.items():
-            rate = size / min(seconds)
-            gflops = rate * count_flops(model, name == "score") / 1e9
-            row[name] = {"rows_per_s": round(rate, 3), "gflop_per_s": round(gflops, 1)}
+        calls = {"score": partial(encoder.score, pixels), "plain": partial(plain, pixels)}
+        turns = take_turns(calls, REPEATS)
+        for name in calls:
+            rate = turns.rate(name, size)
+            gflops = rate.median * count_flops(model, name == "score") / 1e9
+            row[name] = {"rows_per_s": rate.to_json(), "gflop_per_s": round(gflops, 1)}
         click.echo(json.dumps(row))
         found.append(row)
     return found
@@ -120,12 +108,15 @@ def run_ours(
 
     counting = replace(encoder, score=score)
 
-    def run() -> Tensor:
+    maps = torch.empty(0)
+
+    def run() -> None:
+        nonlocal maps
         prompts = counting.encode_text(texts)
         asked = ask(counting, images, prompts)
-        return torch.stack([a.saliency for a in compute_saliency(counting, asked, config)])
+        maps = torch.stack([a.saliency for a in compute_saliency(counting, asked, config)])
 
-    seconds, maps = clock(run)
+    seconds = clock(run)
     k = config.k if config.method == "gscorecam" else sys.maxsize
     prompts = encoder.encode_text(texts)
     questions = ask(encoder, images, prompts)
@@ -146,9 +137,10 @@ def run_straightforward(
     seconds, maps = [], []
     for n, image in enumerate(images):
         for text in texts:
-            spent, found = clock(partial(straightforward, clip, image, text, k))
+            begun = time.perf_counter()
+            maps.append(straightforward(clip, image, text, k))
+            spent = time.perf_counter() - begun
             seconds.append(spent)
-            maps.append(found)
             click.echo(f"straightforward, image {n}, {text!r}: {spent:.2f} s")
     shape = (len(images), len(texts))
     return torch.tensor(seconds).view(shape), torch.stack(maps).unflatten(0, shape)
@@ -170,7 +162,7 @@ def compare_channels(encoder: ClipEncoder, images: Tensor, ks: Iterable[str]) ->
     return found
 
 
-def to_markdown(facts: Row) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
     """Everything measured, as tables."""
     best, ceiling, flops = facts["best_row_s"], facts["ceiling_gflop_per_s"], facts["gflop_per_row"]
     arbitrary = (
@@ -183,7 +175,10 @@ def to_markdown(facts: Row) -> str:
         + [
             cell
             for name in ("score", "plain")
-            for cell in (row[name]["rows_per_s"], f"{row[name]['gflop_per_s'] / ceiling:.0%}")
+            for cell in (
+                Spread.from_json(row[name]["rows_per_s"]).show(),
+                f"{row[name]['gflop_per_s'] / ceiling:.0%}",
+            )
         ]
         for row in facts["batches"]
     ]
@@ -192,8 +187,6 @@ def to_markdown(facts: Row) -> str:
     channels = ["k", "s_per_image", "rows_per_image", "correlation", "max_difference"]
     last = facts["channels"][-1]["k"]
     parts = [
-        f"`{facts['command']}`, {facts['machine']}, {facts['threads']} threads, "
-        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
         f"Model: {facts['model']}.{arbitrary * facts['random']}",
         f"Matrix products reach {ceiling} GFLOP/s: "
         + "; ".join(f"{shape} {rate}" for shape, rate in facts["products"].items())
@@ -205,7 +198,13 @@ def to_markdown(facts: Row) -> str:
         _table(
             "prompts | straightforward s/image | ours s/image | × | rows/image "
             "| overhead, plain | overhead, score | max difference of maps",
-            [[row[key] for key in gscorecam] for row in facts["gscorecam"]],
+            [
+                [
+                    Ratio.from_json(row[key]).show() if key == "times_faster" else row[key]
+                    for key in gscorecam
+                ]
+                for row in facts["gscorecam"]
+            ],
         ),
         _table(
             f"k, one prompt | s/image | rows/image | correlation with {last} | max difference",
@@ -237,7 +236,7 @@ def compare_procedures(
         count = row["prompts"]
         theirs = float(seconds[:, :count].sum(1).mean())
         row["straightforward_s_per_image"] = round(theirs, 3)
-        row["times_faster"] = round(theirs / row["s_per_image"], 2)
+        row["times_faster"] = Ratio.of([theirs / row["s_per_image"]]).to_json()
         row["max_difference"] = float(f"{(maps - expected[:, :count]).abs().max():.2g}")
         click.echo(json.dumps(row))
     return [row for row, _ in ours]
@@ -252,27 +251,20 @@ def compare_procedures(
 @click.option("--batches", default="1,2,4,8,16,32,64")
 @click.option("--ks", default="50,100,300,all", help="Channels, compared with the last.")
 @click.option("--bundle", help="Instead of a full-size BiomedCLIP with random weights.")
-@click.option("-o", "--out", default="benchmarks/results", type=Path)
+@RESULTS
 def main(threads: int, rows: int, bundle: str | None, out: Path, **settings: Any) -> None:
     """gScoreCAM beside its straightforward form; writes saliency.md and saliency.json."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     opened = open_bundle(bundle) if bundle else random_biomedclip()
     facts: Row = {
-        "command": " ".join(["python -m medclipsam.benchmarks.saliency", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {processor()}, {len(os.sched_getaffinity(0))} cores",
-        "load_at_start": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "open_clip_torch")},
+        **open_facts(("open_clip_torch",)),
         "model": f"bundle {bundle}" if bundle else "BiomedCLIP's architecture, random weights",
         "random": bundle is None,
         **{"threads": threads, "rows": rows, **settings},
     }
-    click.echo(json.dumps(facts))
     measure(opened, facts)
-    write_durable(out / "data" / "saliency.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "saliency.md", to_markdown(facts).encode())
-    click.echo(to_markdown(facts))
-    click.echo(json.dumps(facts))
+    publish(out, "saliency", facts, to_markdown)
 
 
 def measure(bundle: Bundle, facts: Row) -> None:
@@ -292,7 +284,7 @@ def measure(bundle: Bundle, facts: Row) -> None:
     facts["products"] = {shape: max(rate, after[shape]) for shape, rate in before.items()}
     facts["ceiling_gflop_per_s"] = max(facts["products"].values())
     facts["best_row_s"] = best = {
-        name: round(1 / max(row[name]["rows_per_s"] for row in facts["batches"]), 5)
+        name: round(1 / max(row[name]["rows_per_s"]["median"] for row in facts["batches"]), 5)
         for name in ("score", "plain")
     }
     images, texts = draw(facts["images"], encoder.image_size), TEXTS[: facts["prompts"]]

@@ -10,15 +10,11 @@ of its own, the highest resident memory during its first call minus that before.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.benchmarks.crf import processor
-from medclipsam.benchmarks.export import random_bundle
+from medclipsam.benchmarks.inputs.models import random_bundle
+from medclipsam.benchmarks.measuring.machine import foreign_seconds
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
+from medclipsam.benchmarks.measuring.spread import Ratio, take_turns
 from medclipsam.engine.backends import open_graph
-from medclipsam.engine.durable import write_durable
 
 CPU = torch.device("cpu")
 SIDES = ("ours", "segment_anything")
-FOREIGN = 0.05  # of the cores' time, the most that a turn may lose to other programs
-PATIENCE = 20  # turns for each that counts
-PACKAGES = {"medclipsam": "medclipsam", "torch": "torch", "segment_anything": "segment-anything"}
-
 Row = dict[str, Any]
 
 
@@ -54,57 +47,18 @@ def draw(rows: int) -> Tensor:
     return torch.randn(rows, 3, 1024, 1024, generator=torch.Generator().manual_seed(1))
 
 
-def clock(run: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    run(pixels)
-    return time.perf_counter() - started
-
-
-def foreign_seconds() -> float:
-    """Seconds that all cores together have not been idle, nor at work for this process."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text("utf-8").split("\n")[0].split()[1:]]
-    user, nice, system, _, _, *interrupts_and_stolen = ticks[:8]
-    busy = (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
-    own = os.times()
-    return busy - own.user - own.system
-
-
-def take_turns(
-    encoders: dict[str, Callable[[Tensor], Tensor]], pixels: Tensor, turns: int
-) -> tuple[np.ndarray, int]:
-    """Seconds (turns, sides) of undisturbed turns, and how many were disturbed.
-
-    Raises:
-        click.ClickException: too many were.
-    """
-    kept: list[list[float]] = []
-    for n in range(PATIENCE * turns):
-        before = foreign_seconds()
-        seconds = [clock(encoders[side], pixels) for side in SIDES]
-        foreign = (foreign_seconds() - before) / sum(seconds) / (os.cpu_count() or 1)
-        click.echo(json.dumps({"batch": len(pixels), "s": seconds, "foreign": round(foreign, 3)}))
-        if foreign <= FOREIGN:
-            kept.append(seconds)
-        if len(kept) == turns:
-            return np.array(kept), n + 1 - turns
-    raise click.ClickException("other programs keep the cores busy; stop them, then run it again")
-
-
 def compare_speed(encoders: dict[str, Callable[[Tensor], Tensor]], rows: int, turns: int) -> Row:
     """One batch size; the ratio is of the two calls of a turn."""
     pixels = draw(rows)
     ours, theirs = (encoders[side](pixels) for side in SIDES)
-    seconds, disturbed = take_turns(encoders, pixels, turns)
-    ratios = seconds[:, 1] / seconds[:, 0]
-    medians = np.median(seconds, 0)
+    calls = {side: partial(encoders[side], pixels) for side in SIDES}
+    found = take_turns(calls, turns, warm_up=0, foreign=foreign_seconds)
+    click.echo(json.dumps({"batch": rows, "s": found.seconds}))
     return {
         "batch": rows,
-        "s": {side: round(float(s), 3) for side, s in zip(SIDES, medians, strict=True)},
-        "times_faster": round(float(np.median(ratios)), 2),
-        "slowest_turn": round(float(ratios.min()), 2),
-        "fastest_turn": round(float(ratios.max()), 2),
-        "turns_taken_again": disturbed,
+        "s": {side: found.spread(side).to_json() for side in SIDES},
+        "times_faster": found.times(*SIDES).to_json(),
+        "turns_taken_again": found.disturbed,
         "max_difference": float(f"{(ours - theirs).abs().max():.2g}"),
     }
 
@@ -148,22 +102,19 @@ def compare_memory(model: str, threads: int) -> Row:
     return row
 
 
-def to_markdown(facts: Row) -> str:
-    """Both tables."""
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """Time and memory."""
     memory = facts["memory"]
     lines = [
-        f"`{facts['command']}`, {facts['machine']}, {facts['threads']} threads, "
-        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
-        "",
-        "ViT-B, random weights, float32, medians of "
+        f"{facts['threads']} threads. ViT-B, random weights, float32, medians of "
         f"{facts['turns']} turns. Embeddings have a deviation of about 1.",
         "",
-        "| batch | segment_anything s | ours s | × | slowest … fastest turn | max difference |",
-        "| --- " * 6 + "|",
+        "| batch | segment_anything s | ours s | times as fast | max difference |",
+        "| --- " * 5 + "|",
     ]
     for row in facts["speed"]:
-        cells = [row["batch"], *(row["s"][side] for side in reversed(SIDES)), row["times_faster"]]
-        cells += [f"{row['slowest_turn']} … {row['fastest_turn']}", row["max_difference"]]
+        cells = [row["batch"], *(row["s"][side]["median"] for side in reversed(SIDES))]
+        cells += [Ratio.from_json(row["times_faster"]).show(), row["max_difference"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
@@ -177,25 +128,20 @@ def to_markdown(facts: Row) -> str:
 @click.command(context_settings={"show_default": True})
 @click.option("--threads", default=2, type=click.IntRange(1))
 @click.option("--turns", default=5, type=click.IntRange(1))
-@click.option("-o", "--out", default="benchmarks/results", type=Path)
+@RESULTS
 def main(threads: int, turns: int, out: Path) -> None:
     """SAM's encoder beside segment_anything's; writes sam_encoder.md and sam_encoder.json."""
     torch.set_num_threads(threads)
     facts: Row = {
-        "command": " ".join(["python -m medclipsam.benchmarks.sam_encoder", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {processor()}, {len(os.sched_getaffinity(0))} cores",
-        "load_at_start": os.getloadavg()[0],
-        "versions": {name: version(package) for name, package in PACKAGES.items()},
+        **open_facts(("segment-anything",)),
         "threads": threads,
         "turns": turns,
         "memory": compare_memory("vit_h", threads),
     }
-    click.echo(json.dumps(facts))
+    click.echo(json.dumps(facts["memory"]))
     speed = partial(compare_speed, open_encoders("vit_b"), turns=turns)
     facts["speed"] = [speed(rows) for rows in (1, 4)]
-    write_durable(out / "data" / "sam_encoder.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "sam_encoder.md", to_markdown(facts).encode())
-    click.echo(to_markdown(facts))
+    publish(out, "sam_encoder", facts, to_markdown)
 
 
 if __name__ == "__main__":

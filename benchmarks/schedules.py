@@ -8,12 +8,10 @@ mask follows the prompt. Schedules were chosen on the first set of phantoms; on 
 one of ``benchmarks.phantoms``, only the one in use is compared.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medclipsam.benchmarks.crf import processor
-from medclipsam.benchmarks.phantoms import FIRST_SEED, Case, draw, follows_prompt, points_at
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
+from medclipsam.benchmarks.phantoms import (
+    FIRST_SEED,
+    LEAST,
+    Case,
+    draw,
+    follows_prompt,
+    points_at,
+)
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation.metrics import dice, mean_interval
 from medclipsam.engine.saliency.contrast import contrast_directions, contrasts
@@ -108,11 +112,7 @@ def all_rows(bank: Bank) -> Tensor:
 def scheduled(bank: Bank, schedule: Schedule) -> Tensor:
     """(P, side, side) from the rows of a schedule alone."""
     places = bank.cells - 1
-    every = torch.arange(places**2)
-    row, column = every // places, every % places
-    even = (row + column) % 2 == 1
-    if schedule.even:
-        even = (row % schedule.even == 0) & (column % schedule.even == 0)
+    every, even = torch.arange(places**2), shown_first(schedule, places)
     wide = torch.arange(schedule.wide**2)
     parts = [bank.rows(places, True, every[even]), bank.rows(schedule.wide, False, wide)]
     weights = [1.0, schedule.deleted]
@@ -127,6 +127,25 @@ def scheduled(bank: Bank, schedule: Schedule) -> Tensor:
     if schedule.smooth:
         found = gaussian_blur(found[None], schedule.smooth * FINE)[0]
     return scale_map(found)
+
+
+def shown_first(schedule: Schedule, places: int) -> Tensor:
+    """bool (places²): the narrow spots of the first round."""
+    every = torch.arange(places**2)
+    row, column = every // places, every % places
+    if schedule.even:
+        return (row % schedule.even == 0) & (column % schedule.even == 0)
+    return (row + column) % 2 == 1
+
+
+def count_rows(cells: int) -> dict[str, int]:
+    """Schedule → how many masked images it embeds."""
+    places = cells - 1
+    counts = {"all rows": 2 * places**2}
+    for name, each in SCHEDULES.items():
+        first = int(shown_first(each, places).sum()) + each.wide**2
+        counts[name] = first + each.telling + each.also_deleted
+    return counts
 
 
 def regress(bank: Bank, parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> Tensor:
@@ -236,12 +255,12 @@ def measure(
     return summarise(found)
 
 
-def to_markdown(results: dict[str, Any]) -> str:
+def to_markdown(facts: Mapping[str, Any]) -> str:
     """A table a set: means over all, paired differences over all and by modality."""
     lines = []
-    for title, rows in results.items():
+    for title, rows in facts["results"].items():
         heads = [f"{figure} · difference [95 %] ({', '.join(MODALITIES)})" for figure in FIGURES]
-        lines += [f"## {title}\n", f"| schedule | {' | '.join(heads)} |", "| --- " * 4 + "|"]
+        lines += [f"## {title}\n", f"| schedule | rows | {' | '.join(heads)} |", "| --- " * 5 + "|"]
         for name, row in rows.items():
             cells = []
             for figure in FIGURES:
@@ -249,37 +268,35 @@ def to_markdown(results: dict[str, Any]) -> str:
                 each = ", ".join(f"{row[figure][m]['difference'][0]:+.3f}" for m in MODALITIES)
                 own = row[figure]["all"]["mean"]
                 cells.append(f"{own:.3f} · {mean:+.3f} [{low:+.3f}, {high:+.3f}] ({each})")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {facts['rows'][name]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
 @click.command()
 @click.option("--bundle", default="phantom", show_default=True)
-@click.option("--count", default=40, show_default=True, help="Phantoms per modality to choose on.")
-@click.option("--held-out", default=200, show_default=True, help="Phantoms per modality to judge.")
+@click.option(
+    "--count", default=40, show_default=True, type=click.IntRange(LEAST),
+    help="Phantoms per modality to choose on.",
+)  # fmt: skip
+@click.option(
+    "--held-out", default=200, show_default=True, type=click.IntRange(LEAST),
+    help="Phantoms per modality to judge.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(bundle: str, count: int, held_out: int, threads: int, out: Path) -> None:
-    """Writes schedules.md and data/schedules.json."""
+    """Writes schedules.md and schedules.json."""
     used = dict([next(iter(SCHEDULES.items()))])
+    engine = Engine.open(bundle, "cpu", threads=threads)
+    facts = {**open_facts(), "rows": count_rows(engine.pipeline.encoder.cells)}
     results = {
         f"{3 * held_out} held-out phantoms": measure(bundle, used, FIRST_SEED, held_out, threads),
         f"{3 * count} phantoms to choose on": measure(
             bundle, SCHEDULES, TUNING_SEED, count, threads
         ),
     }
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.schedules --count {count} "
-        f"--held-out {held_out} --threads {threads}",
-        "machine": f"{processor()}, {threads} threads",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "results": results,
-    }
-    write_durable(out / "data" / "schedules.json", (json.dumps(facts, indent=1) + "\n").encode())
-    head = f"`{facts['command']}`\n\n"
-    write_durable(out / "schedules.md", (head + to_markdown(results)).encode())
-    click.echo(to_markdown(results))
+    publish(out, "schedules", {**facts, "results": results}, to_markdown)
 
 
 if __name__ == "__main__":

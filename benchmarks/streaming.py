@@ -1,163 +1,90 @@
-"""Images per second of the streaming runner beside its slowest stage and a plain loop.
+"""Images per second of the streaming runner beside a plain loop and beside its stages.
 
     python -m medclipsam.benchmarks.streaming
 
-Phantoms as PNG, asked for two targets. In one process, one after another, repeated and the
-best of each taken: every stage alone over all images; the same work image by image in a loop;
-the runner. The loop and the runner give the same masks, which is checked. Once with the
-bundle's saliency, which takes hundreds of rows an image and nearly all of the time, and once
-with gradcam, which takes none, so that the other stages show.
+Phantoms as PNG, asked for two targets. In one process, in turns: every stage alone over all
+images; the same work image by image in a loop; the runner. The loop and the runner give the same
+masks, which is checked. Once with the bundle's saliency, which takes hundreds of rows an image and
+nearly all of the time, and once with gradcam, which takes none, so that the other stages show.
 """
 
 import json
-import os
-import platform
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-import cv2
-import numpy as np
+import torch
 
-from medclipsam.engine.archive import Decoders, Entry, Limits, open_archive
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.bench.stages import ONCE, STAGES, Part, Pass
+from medclipsam.benchmarks.inputs.archive import write_phantoms
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
+from medclipsam.benchmarks.measuring.spread import Ratio, Spread, take_turns
+from medclipsam.engine.archive import Decoders, Limits, open_archive
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.pipeline import Localization, Located
 from medclipsam.engine.run.folder import RunFolder
 from medclipsam.engine.run.ledger import Ledger
-from medclipsam.engine.run.runner import run
+from medclipsam.engine.run.runner import RunSummary, run
 from medclipsam.engine.run.work import Delivery, Work, finish_work
-from medclipsam.engine.types import Image, Outcome, Prompts
-from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
-
-FIRST_SEED = 4_000_000
-Stages = dict[str, Callable[[], Any]]
+from medclipsam.engine.types import Image, Prompts
+from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS
 
 
-class Bench:
-    """All images of one archive, and what each stage makes of them."""
+@dataclass
+class Contest:
+    """Stages, loop and runner over one archive.
 
-    def __init__(self, engine: Engine, archive: Path, prompts: Prompts, scratch: Path):
-        self.engine, self.archive, self.prompts, self.scratch = engine, archive, prompts, scratch
-        self.entries: list[Entry] = list(open_archive(archive))
-        self.works: list[Work] = []
-        self.answers: list[Located] = []
-        self.found: list[list[Localization]] = []
+    Attributes:
+        parts: per turn, what the stages took alone.
+        summaries: per turn, of the runner.
+    """
 
-    def read(self, decoders: Decoders, pool: ThreadPoolExecutor) -> None:
-        """read_image of all items, on threads."""
+    engine: Engine
+    folder: Path
+    prompts: Prompts
+    scratch: Path
+    parts: list[dict[str, Part]] = field(default_factory=list)
+    summaries: list[RunSummary] = field(default_factory=list)
 
-        def read(entry: Entry) -> Work:
-            decoded = decoders.decode(entry)
-            image = Image(entry.ref, decoded.frames, decoded.grid)
-            return Work(entry.ref, self.prompts, image, digest=decoded.digest)
+    def walk(self) -> None:
+        """Every stage alone."""
+        way = Pass(self.engine, open_archive(str(self.folder)), self.prompts, self.scratch / "pass")
+        self.parts.append(way.run())
 
-        self.works = list(pool.map(read, self.entries))
-
-    def compute_saliency(self) -> None:
-        """All frames through CLIP, rows sharing batches."""
-        asked = ((frame, self.prompts) for frame in self.frames)
-        self.answers = list(self.engine.pipeline.compute_saliency(asked, maps=False))
-
-    def refine(self, pool: ThreadPoolExecutor) -> None:
-        """Dense CRF and boxes of all frames, on threads."""
-        asked = [self.prompts] * len(self.frames)
-        refine = self.engine.pipeline.refine
-        self.found = list(pool.map(lambda *f: list(refine(*f)), self.frames, asked, self.answers))
-
-    def segment(self) -> None:
-        """All boxes through SAM, in full batches."""
-        pipeline, frames = self.engine.pipeline, self.frames
-        boxed = [n for n, group in enumerate(self.found) if any(len(f.boxes) for f in group)]
-        encoded = pipeline.segmenter.encode_image([frames[n] for n in boxed])
-        embeddings = dict(zip(boxed, encoded, strict=True))
-        chosen = [(n, f) for n, group in enumerate(self.found) for f in group if len(f.boxes)]
-        masks = pipeline.segmenter.segment(
-            [embeddings[n] for n, _ in chosen],
-            [frames[n].shape[:2] for n, _ in chosen],
-            [f.boxes for _, f in chosen],
-        )
-        drawn = {id(f): mask for (_, f), mask in zip(chosen, masks, strict=True)}
-        for work, group in zip(self.works, self.found, strict=True):
-            work.segments = [
-                {f.label: pipeline.to_segmentation(f, drawn.get(id(f))) for f in group}
-            ]
-
-    def write(self, pool: ThreadPoolExecutor) -> None:
-        """write_mask and commit of all items, on threads."""
-        out = self._fresh("write")
-        with RunFolder(out, {}) as folder, Ledger(out / "ledger.sqlite") as ledger:
-
-            def write(work: Work) -> list[Outcome]:
-                files, rows = finish_work(work, Delivery())
-                folder.write_all(files)
-                return rows
-
-            ledger.commit(row for rows in pool.map(write, self.works) for row in rows)
-
-    def loop(self) -> Path:
-        """The same work, one image after another."""
+    def loop(self) -> None:
+        """The same work as the runner's, one image after another."""
         out = self._fresh("loop")
         with (
             RunFolder(out, {}) as folder,
             Ledger(out / "ledger.sqlite") as ledger,
             Decoders(1, Limits()) as decoders,
         ):
-            for entry in self.entries:
+            for entry in open_archive(str(self.folder)):
                 decoded = decoders.decode(entry)
                 image = Image(entry.ref, decoded.frames, decoded.grid)
                 work = Work(entry.ref, self.prompts, image, digest=decoded.digest)
-                segments = self.engine.pipeline.segment(
-                    [image.frames[0]], [self.prompts], maps=False
-                )
-                work.segments = segments
+                frames = [image.frames[0]]
+                work.segments = self.engine.pipeline.segment(frames, [self.prompts], maps=False)
                 files, rows = finish_work(work, Delivery())
                 folder.write_all(files)
                 ledger.commit(rows)
-        return out
 
-    def stream(self) -> tuple[Path, dict[str, Any]]:
+    def stream(self) -> None:
         """The runner."""
-        out = self._fresh("stream")
-        summary = run(self.engine, open_archive(self.archive), self.prompts, out)
-        idle = {"idle": summary.idle, "idle_queued": summary.idle_queued}
-        stages = [asdict(stage) for stage in summary.stages]
-        return out, {"seconds": summary.seconds, **idle, "stages": stages}
+        archive = open_archive(str(self.folder))
+        self.summaries.append(run(self.engine, archive, self.prompts, self._fresh("stream")))
 
-    @property
-    def frames(self) -> list[np.ndarray]:
-        """The only frame of each item."""
-        return [work.image.frames[0] for work in self.works if work.image is not None]
+    def same(self) -> bool:
+        """Whether loop and runner have written the same mask files, byte for byte."""
+        return same_masks(self.scratch / "loop", self.scratch / "stream")
 
     def _fresh(self, name: str) -> Path:
         out = self.scratch / name
         shutil.rmtree(out, ignore_errors=True)
         return out
-
-
-def write_phantoms(folder: Path, count: int, side: int) -> None:
-    """``count`` phantoms as PNG, with each target present in half of them."""
-    folder.mkdir(parents=True)
-    for n in range(count):
-        modality = MODALITIES[n % len(MODALITIES)]
-        a, b = TARGETS[modality]
-        targets = ((a,), (a, b), (b,), ())[n // len(MODALITIES) % 4]
-        pixels = make_phantom(FIRST_SEED + n, modality, targets, (side, side)).pixels
-        grey = (pixels * 255 + 0.5).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{n:05d}.png"), grey)
-
-
-def seconds_of(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def same_masks(a: Path, b: Path) -> bool:
@@ -168,95 +95,83 @@ def same_masks(a: Path, b: Path) -> bool:
     )
 
 
-def measure(bench: Bench, threads: int) -> dict[str, Any]:
-    """Seconds of every stage alone, of the loop and of the runner."""
-    with Decoders(threads, Limits()) as decoders, ThreadPoolExecutor(threads) as pool:
-        bench.read(decoders, pool)  # starts the processes
-        alone = {
-            "read_image": seconds_of(lambda: bench.read(decoders, pool)),
-            "compute_saliency": seconds_of(bench.compute_saliency),
-            "refine_mask": seconds_of(lambda: bench.refine(pool)),
-            "segment": seconds_of(bench.segment),
-            "write_mask": seconds_of(lambda: bench.write(pool)),
-        }
-    start = time.perf_counter()
-    looped = bench.loop()
-    loop = time.perf_counter() - start
-    streamed, stream = bench.stream()
-    return {"alone": alone, "loop": loop, "stream": stream, "same": same_masks(looped, streamed)}
-
-
-def compare(engine: Engine, count: int, side: int, repeats: int) -> dict[str, Any]:
-    """The best of ``repeats`` measurements over ``count`` phantoms."""
+def compare(engine: Engine, count: int, side: int, turns: int) -> dict[str, Any]:
+    """All three over ``count`` phantoms."""
     prompts = Prompts({target: (PROMPTS[target],) for target in TARGETS[MODALITIES[0]]})
     with tempfile.TemporaryDirectory() as scratch:
         write_phantoms(Path(scratch) / "archive", count, side)
-        bench = Bench(engine, Path(scratch) / "archive", prompts, Path(scratch))
-        runs = [measure(bench, engine.threads) for _ in range(repeats)]
-    alone = {name: min(found["alone"][name] for found in runs) for name in runs[0]["alone"]}
-    loop = min(found["loop"] for found in runs)
-    best = min((found["stream"] for found in runs), key=lambda stream: stream["seconds"])
-    slowest = max(alone, key=lambda name: alone[name])
+        contest = Contest(engine, Path(scratch) / "archive", prompts, Path(scratch))
+        calls: dict[str, Callable[[], None]] = {
+            "stages": contest.walk,
+            "loop": contest.loop,
+            "runner": contest.stream,
+        }
+        found = take_turns(calls, turns, short=0)
+        same = contest.same()
+    parts, summaries = contest.parts[1:], contest.summaries[1:]  # the first did not count
+    alone = {stage: [each[stage] for each in parts] for stage in STAGES if stage not in ONCE}
+    sums = [sum(p.seconds for p in each.values()) for each in parts]
+    shares = [spent / ran for spent, ran in zip(sums, found.seconds["runner"], strict=True)]
+    idle = [s.idle_queued / s.seconds for s in summaries]
     return {
         "images": count,
-        "images_per_second": {
-            **{f"{name} alone": round(count / value, 2) for name, value in alone.items()},
-            "loop": round(count / loop, 2),
-            "runner": round(count / best["seconds"], 2),
+        "alone": {
+            stage: Spread.of([part.images / part.seconds for part in each]).to_json()
+            for stage, each in alone.items()
         },
-        "runner_over_slowest_stage": round(alone[slowest] / best["seconds"], 3),
-        "slowest_stage": slowest,
-        "runner_over_loop": round(loop / best["seconds"], 3),
-        "idle_while_queued": round(best["idle_queued"] / best["seconds"], 4),
-        "same_masks_as_loop": all(found["same"] for found in runs),
-        "stages": best["stages"],
+        "loop": found.rate("loop", count).to_json(),
+        "runner": found.rate("runner", count).to_json(),
+        "runner_over_loop": found.times("runner", "loop").to_json(),
+        "stages_over_run": Spread.of(shares).to_json(),
+        "idle_while_queued": Spread.of(idle).to_json(),
+        "same_masks_as_loop": same,
+        "stages": [asdict(stage) for stage in summaries[-1].stages],
     }
 
 
 @click.command()
 @click.option("--bundle", default="phantom", show_default=True)
-@click.option("--count", default=36, show_default=True, help="Images; ten times with gradcam.")
+@click.option("--count", default=60, show_default=True, help="Images; five times with gradcam.")
 @click.option("--side", default=160, show_default=True, help="Side of an image in pixels.")
-@click.option("--repeats", default=3, show_default=True, help="The best of so many is taken.")
+@click.option("--turns", default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(
-    bundle: str, count: int, side: int, repeats: int, threads: int, device: str, out: Path
+    bundle: str, count: int, side: int, turns: int, threads: int, device: str, out: Path
 ) -> None:
     """Writes streaming.md and streaming.json."""
     results = {}
-    for saliency, images in (("", count), ("gradcam", 10 * count)):
+    for saliency, images in (("", count), ("gradcam", 5 * count)):
         settings = {"saliency": {"method": saliency}} if saliency else {}
         engine = Engine.open(bundle, device, settings=settings, threads=threads)
-        found = compare(engine, images, side, repeats)
+        found = compare(engine, images, side, turns)
         results[engine.config.saliency.method] = found
         click.echo(json.dumps({k: v for k, v in found.items() if k != "stages"}, indent=2))
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.streaming --bundle {bundle} --count {count} "
-        f"--side {side} --repeats {repeats} --threads {threads} --device {device}",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "results": results,
-    }
-    write_durable(out / "data" / "streaming.json", (json.dumps(facts, indent=2) + "\n").encode())
-    head = f"`{facts['command']}` on {facts['machine']}, torch {version('torch')}\n\n"
-    tables = "\n".join(to_table(name, found) for name, found in results.items())
-    write_durable(out / "streaming.md", (head + tables).encode())
+    facts = {**open_facts(device=torch.device(device)), "results": results}
+    publish(out, "streaming", facts, to_markdown)
 
 
-def to_table(name: str, facts: dict[str, Any]) -> str:
-    """The figures of one saliency method as Markdown."""
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """The figures of each saliency method."""
+    return "\n".join(_to_table(name, found) for name, found in facts["results"].items())
+
+
+def _to_table(name: str, facts: Mapping[str, Any]) -> str:
+    rates = {f"{stage} alone": rate for stage, rate in facts["alone"].items()}
+    rates |= {"loop": facts["loop"], "runner": facts["runner"]}
+    shares, idle = (Spread.from_json(facts[k]) for k in ("stages_over_run", "idle_while_queued"))
     lines = [
         f"## {name}, {facts['images']} images\n",
         "| | images/s |",
         "| --- | --- |",
-        *(f"| {name} | {rate} |" for name, rate in facts["images_per_second"].items()),
+        *(f"| {name} | {Spread.from_json(rate).show()} |" for name, rate in rates.items()),
         "",
-        f"The runner reaches {facts['runner_over_slowest_stage']} of the slowest stage alone "
-        f"({facts['slowest_stage']}) and {facts['runner_over_loop']} times the loop; its device "
-        f"executor rested {facts['idle_while_queued']:.1%} of the time while work was queued. "
-        f"Same masks as the loop: {facts['same_masks_as_loop']}.\n",
+        f"The runner is {Ratio.from_json(facts['runner_over_loop']).show()} as fast as the loop. "
+        f"All stages alone, one after the other, take {shares.median:.0%} "
+        f"[{shares.low:.0%}, {shares.high:.0%}] of the runner's seconds. Its device executor "
+        f"rested {idle.median:.1%} of the time while work was queued. Same masks as the loop: "
+        f"{facts['same_masks_as_loop']}.\n",
         "| stage in the runner | items | busy s | occupancy | mean waiting | most waiting |",
         "| --- | --- | --- | --- | --- | --- |",
         *(

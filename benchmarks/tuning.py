@@ -9,13 +9,14 @@ others, paired. Both targets are asked for.
 
 import json
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
-from medclipsam.engine.durable import write_durable
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.evaluation.metrics import mean_interval
 from medclipsam.engine.tuning.axes import Candidate
@@ -44,15 +45,11 @@ def draw_samples(modality: str, first: int, count: int) -> list[Sample]:
 @click.option("--count", default=12, show_default=True, help="Phantoms to tune on, per modality.")
 @click.option("--held-out", default=24, show_default=True, help="Phantoms to judge on.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(bundle: str, count: int, held_out: int, threads: int, out: Path) -> None:
     """Held-out DSC of tuned settings beside the defaults; writes tuning.md and tuning.json."""
+    facts = open_facts()
     engine = Engine.open(bundle, "cpu", threads=threads)
-    lines = [
-        f"Tuned on {count} phantoms, judged on {held_out} others (two masks each).\n",
-        "| phantoms | settings found | DSC, defaults | DSC, tuned | gain |",
-        "| --- | --- | --- | --- | --- |",
-    ]
     results = {}
     for modality in MODALITIES:
         started = time.monotonic()
@@ -71,20 +68,26 @@ def main(bundle: str, count: int, held_out: int, threads: int, out: Path) -> Non
             "seconds": round(time.monotonic() - started, 1),
         }
         click.echo(json.dumps({modality: results[modality]}))
-        found = f"`{json.dumps(best.settings)}`" if best.settings else "the defaults"
+    facts |= {"bundle": engine.bundle.digest, "count": count, "held_out": held_out}
+    publish(out, "tuning", {**facts, "results": results}, to_markdown)
+
+
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """A row a modality."""
+    lines = [
+        f"Tuned on {facts['count']} phantoms, judged on {facts['held_out']} others (two masks "
+        "each).\n",
+        "| phantoms | settings found | DSC, defaults | DSC, tuned | gain |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for modality, row in facts["results"].items():
+        found = f"`{json.dumps(row['settings'])}`" if row["settings"] else "the defaults"
+        gain = row["gain"]
         lines.append(
-            f"| {modality} | {found} | {default.mean():.3f} | {tuned.mean():.3f} "
-            f"| {gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}] |"
+            f"| {modality} | {found} | {row['default']:.4f} | {row['tuned']:.4f} "
+            f"| {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] |"
         )
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.tuning --count {count} --held-out {held_out}",
-        "bundle": engine.bundle.digest,
-        "threads": threads,
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "numpy")},
-        "results": results,
-    }
-    write_durable(out / "data" / "tuning.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_durable(out / "tuning.md", ("\n".join(lines) + "\n").encode())
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,19 +9,23 @@ masks are used for judging only. Interrupted, it goes on where it stopped.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
 import numpy as np
 import torch
 
+from medclipsam.benchmarks.measuring.result import RESULTS, open_facts, publish
 from medclipsam.engine.durable import write_durable
 from medclipsam.engine.engine import Engine
-from medclipsam.engine.evaluation.difference import Comparison, Difference, compare
+from medclipsam.engine.evaluation.difference import Comparison, compare
 from medclipsam.engine.evaluation.evaluate import Case, Evaluation, evaluate
+from medclipsam.engine.evaluation.interval import Interval
 from medclipsam.engine.run.collecting import Selection
 from medclipsam.engine.unet.model import UnetConfig, is_task_model
 from medclipsam.engine.unet.predictor import Predictor
@@ -33,6 +37,7 @@ from medclipsam.train.unet.run import read_samples, train_task_model
 
 LEARN, TEST = 4_000_000, 4_500_000  # first seeds; none is trained on elsewhere
 CPU = torch.device("cpu")
+OVERLAPS = ("dice", "iou", "nsd")  # figures that have a value wherever there is a true mask
 
 
 def write_scans(folder: Path, modality: str, first: int, kinds: list[tuple[str, ...]]) -> None:
@@ -92,11 +97,12 @@ def measure_all(work: Path, training: UnetTraining, engine: Engine) -> Compariso
 @click.option("--methods", default="contrastcam,gscorecam", show_default=True, help="Saliency.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--work", required=True, type=Path, help="Folder of scans, runs and models.")
-@click.option("-o", "--out", default="benchmarks/results", show_default=True, type=Path)
+@RESULTS
 def main(
     learn: int, test: int, epochs: int, methods: str, threads: int, work: Path, out: Path
 ) -> None:
     """Writes weak.md and weak.json."""
+    facts = open_facts(("monai",))
     training = UnetTraining(epochs=epochs)
     for modality in MODALITIES:
         a, b = TARGETS[modality]
@@ -108,37 +114,35 @@ def main(
     for method in methods.split(","):
         settings = {"saliency": {"method": method}}
         engine = Engine.open("phantom", "cpu", settings=settings, threads=threads)
-        found[method] = measure_all(work, training, engine)
+        found[method] = to_rows(measure_all(work, training, engine))
+    facts |= {"bundle": engine.bundle.digest, "learn": learn, "test": test}
+    facts |= {"training": asdict(training), "results": found}
+    publish(out, "weak", facts, to_markdown)
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Plain values; what is undefined is null."""
+    text = json.dumps([asdict(row) for row in comparison.rows])
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """A row for each method, lesion and figure of overlap."""
     lines = [
-        f"Per modality {learn} phantoms to learn from, {test} to judge on, {epochs} epochs.\n",
+        f"Per modality {facts['learn']} phantoms to learn from, {facts['test']} to judge on, "
+        f"{facts['training']['epochs']} epochs.\n",
         "| saliency | lesion | figure | n | zero-shot | U-Net | difference | p |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(
-            _line(method, row)
-            for method, comparison in found.items()
-            for row in comparison.rows
-            if row.figure in ("dice", "iou", "nsd")
-        ),
     ]
-    click.echo("\n".join(lines))
-    facts = {
-        "command": f"python -m medclipsam.benchmarks.weak --learn {learn} --test {test} "
-        f"--epochs {epochs} --methods {methods} --threads {threads} --work WORK",
-        "bundle": engine.bundle.digest,
-        "versions": {name: version(name) for name in ("medclipsam", "torch", "monai")},
-        "training": asdict(training),
-        "results": {name: [asdict(row) for row in each.rows] for name, each in found.items()},
-    }
-    text = json.dumps(facts, indent=2).replace("NaN", "null")
-    write_durable(out / "data" / "weak.json", f"{text}\n".encode())
-    write_durable(out / "weak.md", ("\n".join(lines) + "\n").encode())
-
-
-def _line(method: str, row: Difference) -> str:
-    return (
-        f"| {method} | {row.label} | {row.figure} | {row.n} | {row.second:.3f} | {row.first:.3f} "
-        f"| {row.difference.show(3, signed=True)} | {row.p:.2g} |"
-    )
+    for method, rows in facts["results"].items():
+        for row in (row for row in rows if row["figure"] in OVERLAPS):
+            cells = [method, row["label"], row["figure"], row["n"], f"{row['second']:.3f}"]
+            gap: dict[str, Any] = row["difference"]
+            gap = {name: math.nan if value is None else value for name, value in gap.items()}
+            p = "–" if row["p"] is None else f"{row['p']:.2g}"
+            cells += [f"{row['first']:.3f}", Interval(**gap).show(3, signed=True), p]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

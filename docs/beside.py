@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 def on_files(files, config):
     """Adds the changelog, and the tables and pictures of the benchmarks."""
-    results = (ROOT / "benchmarks/results").iterdir()
+    results = (ROOT / "benchmarks/results").rglob("*")
     for path in [ROOT / "CHANGELOG.md", *sorted(p for p in results if p.suffix in (".md", ".png"))]:
         name = path.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))

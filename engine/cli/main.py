@@ -30,6 +30,7 @@ ELSEWHERE = {
     "models": "medclipsam.engine.cli.models:models",
     "status": "medclipsam.engine.cli.runs:status",
     "retry": "medclipsam.engine.cli.runs:retry",
+    "bench": "medclipsam.benchmarks.bench.cli:bench",
     "collect": "medclipsam.engine.cli.runs:collect",
     "tune": "medclipsam.engine.cli.tune:tune",
     "calibrate": "medclipsam.engine.cli.calibrate:calibrate",

@@ -3,7 +3,7 @@
 import numpy as np
 import pydensecrf.densecrf as published
 
-from medclipsam.benchmarks.scans import SCANS, blob
+from medclipsam.benchmarks.inputs.scans import SCANS, blob
 from medclipsam.engine.crf import CrfConfig
 
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from medclipsam.benchmarks import biomedclip
+from medclipsam.benchmarks.inputs import biomedclip
 from medclipsam.engine.config import make_config
 from medclipsam.engine.pipeline import Pipeline
 from medclipsam.engine.weights.bundle import Bundle

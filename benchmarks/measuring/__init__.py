@@ -1,0 +1,4 @@
+"""How benchmarks measure and what they keep: turns, statistics, the machine, result files.
+
+Refuses to know what is measured.
+"""

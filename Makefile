@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs figures clean
+.PHONY: demo test test-all lint docs figures bench-guard clean
 
 demo: .venv/installed
 	$(BIN)/medclipsam demo
@@ -31,6 +31,9 @@ docs: .venv/documented
 
 figures: .venv/developed  # what the documents say of benchmarks/results/*.json, made anew
 	$(BIN)/python -m medclipsam.benchmarks.figures
+
+bench-guard: .venv/developed  # a few ratios that must not fall: nothing became much slower
+	$(BIN)/python -m medclipsam.benchmarks.guard
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -7,6 +7,8 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,13 @@ from medclipsam.engine.cli.options import (
     prompt_option,
     report_errors,
 )
+from medclipsam.engine.cli.run import selection_options
 from medclipsam.engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from medclipsam.benchmarks.bench.sample import Source
+    from medclipsam.engine.archive import Archive
+    from medclipsam.engine.types import Prompts
 
 MINUTES, SWEEPING = 4.0, 10.0
 FILES = ("bench.json", "bench.md", "bench.png")
@@ -32,6 +37,7 @@ FILES = ("bench.json", "bench.md", "bench.png")
 @click.command()
 @click.argument("archive", required=False)
 @prompt_option
+@selection_options
 @click.option(
     "--positives", type=click.FloatRange(0, 100), default=20.0, show_default=True,
     help="Percent of images with the target: of the phantoms, and for the hours.",
@@ -54,6 +60,9 @@ FILES = ("bench.json", "bench.md", "bench.png")
 def bench(
     archive: str | None,
     prompts: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    series: bool,
     positives: float,
     sweep: bool,
     against: str | None,
@@ -72,6 +81,8 @@ def bench(
     medclipsam bench scans/ -p "breast ultrasound showing a mass" --sweep
     medclipsam bench --compare before/bench.json after/bench.json
     """
+    from medclipsam.engine.archive import open_archive
+
     if pair:
         show_pair(pair, out)
         return
@@ -81,52 +92,61 @@ def bench(
     if taken := [name for name in FILES if (folder / name).exists()]:
         raise ConfigError(f"{folder / taken[0]} exists; choose another folder with -o")
     budget = 60 * (minutes or (SWEEPING if sweep else MINUTES))
-    facts = measure(archive, prompts, positives, sweep, bool(against), budget, folder, options)
+    chosen = open_archive(archive, include, exclude, series, folder) if archive else None
+    wanted = choose_prompts(prompts, options["config"]) if archive else None
+    facts = measure(chosen, wanted, positives, sweep, bool(against), budget, folder, options)
     write(facts, folder)
 
 
 def measure(
-    name: str | None, prompts: tuple[str, ...], positives: float, sweep: bool, against: bool,
+    archive: Archive | None, prompts: Prompts | None, positives: float, sweep: bool, against: bool,
     budget: float, folder: Path, options: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """All that is asked for, in about ``budget`` seconds."""
+    """All that is asked for, in about ``budget`` seconds; without an archive of phantoms."""
     from medclipsam.benchmarks.bench.against import require_published
     from medclipsam.benchmarks.bench.progress import Steps
     from medclipsam.benchmarks.bench.report import gather
-    from medclipsam.engine.archive import open_archive
     from medclipsam.engine.cli.options import open_engine
-    from medclipsam.engine.durable import make_folder
 
     begun = time.monotonic()
     if against:
         require_published()
-    opened = open_archive(name, avoid=folder) if name else None
-    wanted = choose_prompts(prompts, options["config"]) if name else None
-    make_folder(folder)
-    with (
-        Steps(budget) as steps,
-        tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as scratch,
-    ):
+    with Steps(budget) as steps:
         steps.tell("opening the models")
         engine = open_engine(options)
         opening = time.monotonic() - begun
-        source = _open_source(opened, Path(scratch), positives)
-        end = begun + budget
-        facts = gather(
-            engine, source, wanted, Path(scratch), end, steps.tell,
-            positives=positives, sweep=sweep, against=against,
-        )  # fmt: skip
+        with _scratch(folder) as scratch:
+            source = _open_source(archive, scratch, positives)
+            facts = gather(
+                engine, source, prompts, scratch, begun + budget, steps.tell,
+                positives=positives, sweep=sweep, against=against,
+            )  # fmt: skip
     command = " ".join(["medclipsam", *map(shlex.quote, sys.argv[1:])])
     return {"command": command, **facts, "open_seconds": round(opening, 2)}
 
 
-def _open_source(opened: Any, scratch: Path, positives: float) -> Source:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A place for runs in ``folder``; both go again where nothing came of it."""
+    from medclipsam.engine.durable import make_folder
+
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as scratch:
+            yield Path(scratch)
+    except BaseException:
+        with suppress(OSError):  # it holds something else
+            folder.rmdir()
+        raise
+
+
+def _open_source(archive: Archive | None, scratch: Path, positives: float) -> Source:
     from medclipsam.benchmarks.bench.measure import MOST
     from medclipsam.benchmarks.bench.sample import make_source, open_source
 
-    if opened is None:
+    if archive is None:
         return make_source(scratch / "phantoms", round(positives), MOST)
-    return open_source(opened)
+    return open_source(archive)
 
 
 def write(facts: dict[str, Any], folder: Path) -> None:
@@ -148,7 +168,7 @@ def write(facts: dict[str, Any], folder: Path) -> None:
     click.echo(fold(EXPLAINED.replace("*", "")))
     for line in conclude(facts):
         click.echo(fold(line))
-    click.echo(f"result: {', '.join(str(folder / name) for name in FILES)}")
+    click.echo(f"result: {folder / FILES[1]}, and {FILES[0]} and {FILES[2]} beside it")
 
 
 def fold(line: str) -> str:

@@ -97,8 +97,7 @@ class Bench:
         if _seconds(found.parts) * PILOT < PATIENCE:
             items = min(PILOT, self.source.entries)
             found = self._pass(self.source.take(items))
-        if not found.images:
-            raise ConfigError(f"none of the first {items} items can be read; run 'medclipsam run'")
+        _require_images(found.images, items)
         self.label(self.engine, self.source.take(items))  # a run's own first time
         each = _seconds(found.parts) / found.images
         return Pilot(each, found.images / items, found.pixels / found.images)
@@ -124,6 +123,7 @@ class Bench:
 
         calls = {"stages": walk, "run": label}
         found.turns = take_turns(calls, turns, warm_up=0, limit=budget, short=0)
+        _require_images(found.images, items)
         return found
 
     def label(self, engine: Engine, archive: Archive) -> RunSummary:
@@ -135,6 +135,13 @@ class Bench:
         way = Pass(self.engine, archive, self.prompts, self.scratch / "pass")
         way.run()
         return way
+
+
+def _require_images(images: int, items: int) -> None:
+    if not images:
+        raise ConfigError(
+            f"none of {items} items of the archive can be read; 'medclipsam run' says why"
+        )
 
 
 def plan(pilot: Pilot, budget: float, both: int = 2) -> tuple[int, int]:

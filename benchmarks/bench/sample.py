@@ -39,8 +39,10 @@ class Source:
 
     def take(self, items: int) -> Archive:
         """So many items: the first phantoms, else some at random, which are always the same."""
-        places, count = range(self.entries), min(items, self.entries)
-        chosen = set(places[:count] if self.synthetic else Random(0).sample(places, count))
+        places = list(range(self.entries))
+        if not self.synthetic:
+            Random(0).shuffle(places)  # a larger sample holds the smaller ones
+        chosen = set(places[:items])
 
         def walk(sieve: Sieve) -> Iterator[Entry]:
             listed = enumerate(islice(self.archive.walk(sieve), self.entries))

@@ -85,14 +85,12 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(0, places)}f}"
 
 
-def middle(found: float | Mapping[str, Any]) -> float:
-    """A figure, or the median of one that was measured several times."""
-    return found["median"] if isinstance(found, Mapping) else found
+def middle(found: Mapping[str, Any]) -> float:
+    """The median of a figure that was measured several times."""
+    return found["median"]
 
 
-def times(found: float | Mapping[str, Any], digits: int = 2) -> str:
-    """``25.4×``, in bold letters, and its spread where it has one."""
-    if isinstance(found, Mapping):
-        number, sign, spread = Ratio.from_json(found).show(digits).partition("×")
-        return bold(number + sign) + spread
-    return bold(f"{found:.{digits}f}×")
+def times(found: Mapping[str, Any], digits: int = 2) -> str:
+    """``25.4×``, in bold letters, and its spread or that it was measured once."""
+    number, sign, spread = Ratio.from_json(found).show(digits).partition("×")
+    return bold(number + sign) + spread

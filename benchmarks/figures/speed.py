@@ -7,8 +7,10 @@ what masks are worth.
 from collections.abc import Mapping
 from typing import Any
 
+from medclipsam.benchmarks.archive import PLAINLY
 from medclipsam.benchmarks.figures.documents import Maker, Results
 from medclipsam.benchmarks.figures.markdown import (
+    bold,
     join,
     made_by,
     middle,
@@ -18,9 +20,12 @@ from medclipsam.benchmarks.figures.markdown import (
     table,
     times,
 )
+from medclipsam.benchmarks.measuring.spread import Spread
+from medclipsam.benchmarks.rivals.published_saliency import CHUNK
 
 SOLVERS = ("ours", "pydensecrf")
 COLUMNS = ((512, 1), (1024, 1), (512, 5))  # side, iterations
+QUICK = 0.1  # milliseconds, see ``medclipsam.engine.run.switching``
 
 
 def saliency(results: Results) -> str:
@@ -133,10 +138,112 @@ def crf_threads(results: Results) -> str:
     )
 
 
+def streaming(results: Results) -> str:
+    """The runner beside the loop."""
+    facts = results["streaming"]
+    head = paragraph(
+        "Phantoms as PNG, two prompts; all stages share the cores. The same work was done in a",
+        f"loop, image by image, with the same masks. {made_by(facts)}:",
+    )
+    rows = []
+    for name, found in facts["results"].items():
+        stage, rate = min(found["alone"].items(), key=lambda each: middle(each[1]))
+        rows.append(
+            [
+                f"`{name}`",
+                significant(middle(found["loop"])),
+                bold(significant(middle(found["runner"]))),
+                times(found["runner_over_loop"]),
+                f"{middle(found['stages_over_run']):.0%}",
+                f"{stage}, {significant(middle(rate))}",
+            ]
+        )
+    heads = ["saliency", "loop, images/s", "runner, images/s", ""]
+    heads += ["stages alone, of the runner's time", "slowest stage alone, images/s"]
+    return join(head, table(heads, rows))
+
+
+def switching(results: Results) -> str:
+    """What the switch interval costs who launches work."""
+    facts = results["switching"]
+    rows = {row["interval_ms"]: row for row in facts["intervals"]}
+    plain, quick = rows[max(rows)], rows[QUICK]
+    alone, slow, fast = (
+        significant(1e3 * middle(each))
+        for each in (facts["alone"], plain["seconds"], quick["seconds"])
+    )
+    lost = 1 - quick["rounds"] / plain["rounds"]
+    return paragraph(
+        f"While a run goes on, Python switches threads every {QUICK:g} ms instead of",
+        f"{max(rows):g} ms. Whoever launches work on a device lets go of the interpreter's lock",
+        f"each time: {facts['launches']} such calls, for which `usleep` stands in, take {alone} ms",
+        f"alone and {slow} ms beside one thread in plain Python; with {QUICK:g} ms they take",
+        f"{fast} ms, and two such threads lose {lost:.0%} of their speed. {made_by(facts)}.",
+    )
+
+
+def archive(results: Results) -> str:
+    """The runner by the share of images with the target, beside the published pipeline."""
+    facts = results["archive"]
+    found = facts["results"]
+    head = paragraph(
+        "These figures are of the runner over phantoms of ultrasound, two prompts. A share p of",
+        "the images shows the first target, half of these the second one, too. Beside it ran the",
+        "published pipeline written plainly with the same weights (image by image, gScoreCAM in",
+        f"chunks of {CHUNK}, pydensecrf, `SamPredictor`), in turns. {made_by(facts)}:",
+    )
+    ours = _ours(found)
+    names = {PLAINLY: "the published pipeline", ours: "the runner"}
+    rows = []
+    for name, title in names.items():
+        shares = [Spread.from_json(r[name]["images_per_s"]) if name in r else None
+                  for r in found.values()]  # fmt: skip
+        cells = [rate.show(0 if rate.median >= 100 else 2) if rate else "" for rate in shares]
+        rows.append([title, *cells])
+    both = next(rows for rows in found.values() if PLAINLY in rows)
+    share = next(name for name, rows in found.items() if PLAINLY in rows)
+    quality = [rows[ours]["dsc"] for rows in found.values() if "dsc" in rows[ours]]
+    said = [rows[ours]["absent_said"] for rows in found.values() if "absent_said" in rows[ours]]
+    tail = paragraph(
+        f"At p = {share} % the runner is {times(both[ours]['times_published'], 1)} as fast as the",
+        f"published pipeline. The DSC of shown targets is {min(quality):.2f} to",
+        f"{max(quality):.2f}, the published pipeline has {both[PLAINLY]['dsc']:.2f}. The runner",
+        f"says {min(said):.0%} or more of the targets that are not shown to be absent, the",
+        f"published pipeline {both[PLAINLY]['absent_said']:.0%}.",
+    )
+    return join(head, table(["images/s", *(f"p = {name} %" for name in found)], rows), tail)
+
+
+def archive_short(results: Results) -> str:
+    """The same in three sentences."""
+    facts = results["archive"]
+    found = facts["results"]
+    ours = _ours(found)
+    least, most = (found[name][ours] for name in (min(found, key=int), max(found, key=int)))
+    share, both = next((name, rows) for name, rows in found.items() if PLAINLY in rows)
+    return paragraph(
+        "An image that shows nothing of what is asked costs one forward of CLIP. On",
+        f"{facts['machine']}, a run labels {middle(least['images_per_s']):.0f} images/s of an",
+        f"archive without any target, and {middle(most['images_per_s']):.1f} images/s where every",
+        f"image shows one. At {share} % it is {middle(both[ours]['times_published']):.0f} times as",
+        "fast as the published pipeline written plainly: see",
+        "[archives that show little](docs/figures.md#archives-that-show-little).",
+    )
+
+
+def _ours(found: Mapping[str, Any]) -> str:
+    """The name of the revision that was measured last: this one."""
+    return [name for name in next(iter(found.values())) if name != PLAINLY][-1]
+
+
 MAKERS: dict[str, Maker] = {
     "saliency-speed": saliency,
     "sam-encoder": sam_encoder,
     "memory": memory,
     "crf": crf,
     "crf-threads": crf_threads,
+    "streaming": streaming,
+    "switching": switching,
+    "archive": archive,
+    "archive-short": archive_short,
 }

@@ -21,6 +21,15 @@ def random_bundle(model: str) -> Bundle:
     return random_sam(SAM_PRESETS[model])
 
 
+def random_pair(sam: str) -> Bundle:
+    """BiomedCLIP and a SAM such as ``vit_b`` in one."""
+    clip, other = random_bundle("biomedclip"), random_bundle(sam)
+    description = {"name": f"random {sam}", "files": {}, "sam": other.description["sam"]}
+    bundle = Bundle(Path("random"), description)
+    bundle.__dict__.update(clip=clip.clip, sam=other.sam)
+    return bundle
+
+
 def random_sam(config: SamConfig) -> Bundle:
     """A SAM of any size."""
     torch.manual_seed(0)

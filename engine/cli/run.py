@@ -34,16 +34,9 @@ if TYPE_CHECKING:
     from medclipsam.engine.types import Prompts
 
 
-def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that takes an archive into a run folder."""
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which items of an archive are meant."""
     options = [
-        click.option(
-            "-o",
-            "--out",
-            required=True,
-            type=FOLDER,
-            help="Run folder.",
-        ),
         click.option(
             "--include", multiple=True, metavar="GLOB", help="Only items whose path matches."
         ),
@@ -53,6 +46,23 @@ def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--series", is_flag=True, help="A DICOM series is one item, not each of its files."
         ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that takes an archive into a run folder."""
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "-o",
+            "--out",
+            required=True,
+            type=FOLDER,
+            help="Run folder.",
+        ),
+        selection_options,
         click.option(
             "--output",
             "outputs",

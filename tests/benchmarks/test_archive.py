@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from medclipsam.benchmarks.archive import Measured, judge, summarise, to_markdown, write_archive
+from medclipsam.benchmarks.archive import (
+    PLAINLY,
+    Measured,
+    judge,
+    measure,
+    summarise,
+    to_markdown,
+)
+from medclipsam.benchmarks.inputs.archive import write_archive
+from medclipsam.benchmarks.measuring.spread import Turns
 from medclipsam.benchmarks.rivals.published import PublishedPipeline
 from medclipsam.benchmarks.rivals.run_jobs import PROMPTS
 from medclipsam.engine.weights.bundle import open_bundle
@@ -36,13 +45,31 @@ def test_quality_is_judged_by_the_true_masks(tmp_path):
     assert judge(archive, tmp_path / "run") == {"dsc": 1.0, "absent_said": 1.0}
 
 
-def test_ratios_are_those_of_medians(tmp_path):
+def test_ratios_are_made_within_a_turn(tmp_path):
     archive = write_archive(tmp_path / "a", 0, 2)
-    found = {"before": Measured([4.0, 9.0, 5.0]), "now": Measured([0.4, 0.5, 0.6], {"dsc": 0.9})}
+    seconds = {PLAINLY: [8.0, 9.0, 10.0], "before": [4.0, 9.0, 5.0], "now": [0.4, 0.45, 0.5]}
+    found = Measured(Turns(seconds), {name: {"dsc": 0.9} for name in seconds})
     rows = summarise(archive, found, "before")
-    assert rows["now"]["times_first"] == 10 and rows["now"]["images_per_s"] == 4
-    table = to_markdown({"0": rows})
-    assert "| now | 4.00 [3.33, 5.00], 10.0 times; DSC 0.90 |" in table
+    assert rows["now"]["times_first"]["median"] == 10
+    assert rows["now"]["times_published"]["low"] == rows["now"]["times_published"]["high"] == 20
+    assert "times_first" not in rows["before"] and "times_published" not in rows[PLAINLY]
+    table = to_markdown({"results": {"20": rows}})
+    expected = "4.44 [4.00, 5.00]; 10.0× [10.0, 20.0] (noisy) the first; 20.0× [20.0, 20.0] the pub"
+    assert f"| now | {expected}" in table
+
+
+def test_every_run_has_its_own_folder_and_the_first_is_judged(tmp_path):
+    archive = write_archive(tmp_path / "a", 100, 1)
+    outs = []
+
+    def draw_nothing(folder, out):
+        assert folder == archive.folder and not out.exists()
+        out.mkdir()
+        outs.append(out)
+
+    found = measure(archive, {"one": draw_nothing, "other": draw_nothing}, 3, tmp_path)
+    assert len(set(outs)) == 8 and not any(out.exists() for out in outs)
+    assert found.quality["one"]["dsc"] == 0 and len(found.turns.seconds["other"]) == 3
 
 
 def test_the_published_pipeline_draws_a_mask(tmp_path):

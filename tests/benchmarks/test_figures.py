@@ -272,7 +272,8 @@ def test_numbers_as_they_are_written():
         "3.75", "95.2", "461", "1,833", "0.000"
     ]  # fmt: skip
     assert markdown.power(0.00011) == "1.1e-4"
-    assert markdown.times(25.4, 1) == "**25.4×**"
+    once = {"median": 25.4, "low": 25.4, "high": 25.4, "count": 1}
+    assert markdown.times(once, 1) == "**25.4×** (measured once)"
     spread = {"median": 1.78, "low": 1.7, "high": 1.85, "count": 3}
     assert markdown.times(spread) == "**1.78×** [1.70, 1.85]" and markdown.middle(spread) == 1.78
     assert markdown.table(["a", ""], [[1, ""]]) == "| a | |\n| --- | --- |\n| 1 | |"

@@ -95,7 +95,7 @@ def test_what_is_published_is_made_of_the_json(tmp_path):
 
     publish(tmp_path, "shadows", facts, to_markdown)
     kept = json.loads((tmp_path / "shadows.json").read_text())
-    assert (tmp_path / "shadows.md").read_text() == to_page(kept, to_markdown)
+    assert (tmp_path / "pages" / "shadows.md").read_text() == to_page(kept, to_markdown)
 
 
 def test_a_figure_that_is_no_number_is_refused(tmp_path):

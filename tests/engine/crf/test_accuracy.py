@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from crf_truth import brute_force, error, picture, pydensecrf, scan
 
-from medclipsam.benchmarks.rivals.exact_crf import exact_marginal
 from medclipsam.benchmarks.inputs.scans import SCANS
+from medclipsam.benchmarks.rivals.exact_crf import exact_marginal
 from medclipsam.engine.crf import CrfConfig, dense_crf
 
 SHAPES = [(1, 1), (1, 23), (31, 1), (2, 3), (17, 29), (45, 38)]

@@ -124,7 +124,7 @@ def measure_alone(model: str, precision: str) -> None:
 
 LEGEND = """Error: the largest over outputs, relative to the largest value, ONNX Runtime's CPU \
 against float32 torch, which computes one row at a time. bf16, which that provider lacks, by \
-rounding float32. Weights are random.
+rounding float32. Weights are random. Seconds are of one call, measured once.
 
 """
 

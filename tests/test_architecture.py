@@ -47,6 +47,14 @@ LAYERS = {
         "pairs",
         "*",  # flat files
     ),
+    "benchmarks": (
+        "__main__",
+        "figures gpu guard",
+        "*",  # flat files
+        "bench",
+        "inputs",
+        "rivals measuring",
+    ),
 }
 FILES, LINES = 18, 350  # the most of a folder, and of a file
 UNPICKLES = re.compile(r"(pickle|dill|joblib|shelve|marshal)\.(loads?|open|Unpickler)$")

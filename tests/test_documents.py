@@ -48,7 +48,9 @@ def commands(command, words):
 
 
 COMMANDS = dict(commands(main, ("medclipsam",)))
+OTHERS = ("benchmarks/__main__.py", "benchmarks/gpu.sh", "benchmarks/gpu/__main__.py")
 OPTIONS = set().union(*COMMANDS.values()) | {"--version"}
+OPTIONS |= {flag for name in OTHERS for flag in OPTION.findall((ROOT / name).read_text("utf-8"))}
 
 
 def lines_of_code(text):

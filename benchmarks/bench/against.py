@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from medclipsam.benchmarks.bench.measure import START, TURNS, Bench, Pilot
+from medclipsam.benchmarks.bench.measure import FEW, START, Bench, Pilot
 from medclipsam.benchmarks.measuring.spread import clock, take_turns
 from medclipsam.benchmarks.rivals.published import PublishedPipeline
 from medclipsam.engine.archive import Decoders, open_archive
@@ -50,7 +50,8 @@ def run_against(bench: Bench, pilot: Pilot, budget: float) -> dict[str, Any]:
     torch.set_num_threads(bench.engine.threads)
     theirs.run(folder, prompts, out)
     each = clock(lambda: theirs.run(folder, prompts, out)) + pilot.seconds * found
-    turns = TURNS if budget / TURNS > 4 * each + START else 1
+    # of few images the start of a run would be a large part
+    turns = FEW if budget / FEW > 4 * each + START else 1
     count = max(1, min(MOST, int((budget / turns - START) / each)))
     shutil.rmtree(folder)
     count = write_pngs(bench, folder, count)

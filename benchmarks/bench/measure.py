@@ -20,7 +20,7 @@ from medclipsam.engine.errors import ConfigError
 from medclipsam.engine.run.runner import RunSummary, run
 from medclipsam.engine.types import Prompts
 
-PILOT, PATIENCE = 10, 10.0  # items tried first, and seconds after which no more of them are
+PILOT, PATIENCE = 10, 15.0  # items tried first, and seconds after which no more of them are
 TURNS, FEW = 5, 3  # wanted, and taken where images are dear
 LONG = 10.0  # seconds that a run should take, so that its start weighs little
 MOST = 400  # images of a turn
@@ -88,17 +88,20 @@ class Bench:
     def try_few(self) -> Pilot:
         """Kernels are compiled, models warmed up, and the time is taken.
 
+        Where an image is so dear that compiling weighs little, one has to do.
+
         Raises:
             ConfigError: none of the first images can be read.
         """
         self.tell("first images")
-        self._pass(self.source.take(1))  # compiles
         items, found = 1, self._pass(self.source.take(1))
-        if _seconds(found.parts) * PILOT < PATIENCE:
-            items = min(PILOT, self.source.entries)
-            found = self._pass(self.source.take(items))
+        if _seconds(found.parts) < PATIENCE:
+            found = self._pass(self.source.take(1))
+            if _seconds(found.parts) * PILOT < PATIENCE:
+                items = min(PILOT, self.source.entries)
+                found = self._pass(self.source.take(items))
+            self.label(self.engine, self.source.take(items))  # a run's own first time
         _require_images(found.images, items)
-        self.label(self.engine, self.source.take(items))  # a run's own first time
         each = _seconds(found.parts) / found.images
         return Pilot(each, found.images / items, found.pixels / found.images)
 

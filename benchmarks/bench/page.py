@@ -116,7 +116,7 @@ def stage_table(facts: Facts) -> Table:
         spread = Spread.from_json(found)
         low, high = f"{spread.low:.0%}", f"{spread.high:.0%}"
         rows.append((f"all on {where}", where, "", f"[{low}, {high}]", f"{spread.median:.1%}", ""))
-    heads = ("stage", "on", "images", "alone, images/s", "of the run", "at work")
+    heads = ("stage", "on", "images", "alone, images/s", "of run", "at work")
     return Table("Stages", heads, rows, (2, 3, 4, 5))
 
 
@@ -158,7 +158,7 @@ def tables(facts: Facts) -> list[Table]:
 
 
 EXPLAINED = """*alone*: the stage by itself, over the images that come to it, with everything the \
-run would give it. *of the run*: what it costs, as a share of the seconds of a run. *at work*: \
+run would give it. *of run*: what it costs, as a share of the seconds of a run. *at work*: \
 how much of the cores, or of the device, it kept busy when alone. Stages on the cores and on a \
 device go on side by side; those on one of them add up to a run, but for waiting and handing over. \
 Figures are medians over turns in which stages and runs alternate, with the least and the \
@@ -210,4 +210,4 @@ def _show(rate: Spread, once: str = " (measured once)", noisy: str = " (noisy)")
 
 def _mark(rate: Spread) -> str:
     """The same for a table, where a sign says what its legend says."""
-    return _show(rate, " ¹", " ~")
+    return _show(rate, "¹", "~")

@@ -5,6 +5,7 @@
 A device that breaks, or a part that hangs, costs that part. A part whose JSON is there is done.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,7 @@ def main(out: Path, device: str, minutes: float, names: Sequence[str], tiny: boo
     Ends with 0 if all parts are done, 1 if one failed, 3 if there was no time for one.
     """
     make_folder(out / "log")
+    require_same(out, device, tiny)
     end, states = time.monotonic() + 60 * minutes, {}
     for part in PARTS:
         if names and part.name not in names:
@@ -53,6 +55,19 @@ def main(out: Path, device: str, minutes: float, names: Sequence[str], tiny: boo
         click.echo("there was no time for all parts; the same command goes on with the others")
     worst = FAILED if FAILED in states.values() else LEFT if LEFT in states.values() else DONE
     sys.exit(CODES[worst])
+
+
+def require_same(out: Path, device: str, tiny: bool) -> None:
+    """Refuse a folder whose parts were measured in another way.
+
+    Raises:
+        click.UsageError: says which way.
+    """
+    for path in sorted(out.glob("*.json")):
+        facts = json.loads(path.read_text("utf-8"))
+        if (facts["device"], facts["tiny"]) != (device, tiny):
+            how = f"--device {facts['device']}" + " --tiny" * facts["tiny"]
+            raise click.UsageError(f"{path} was measured with {how}; choose another folder")
 
 
 def run_part(part: Part, out: Path, device: str, tiny: bool, left: float) -> tuple[str, str]:

@@ -4,20 +4,27 @@ Everything is done with the phantom bundle, whose masks mean something.
 """
 
 import hashlib
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from medclipsam.benchmarks.gpu.setting import Setting
 from medclipsam.benchmarks.inputs.archive import write_phantoms
+from medclipsam.benchmarks.measuring.machine import count_cores
 from medclipsam.benchmarks.streaming import Contest
+from medclipsam.engine.backends.arithmetic import identify_device
 from medclipsam.engine.cli.doctor import examine
 from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import MedclipsamError
-from medclipsam.engine.run.trial import Sample, compare
+from medclipsam.engine.evaluation.metrics import iou
+from medclipsam.engine.run.trial import Sample
 from medclipsam.engine.types import Prompts
 from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS, make_phantom
 
@@ -26,29 +33,35 @@ QUICK = "gradcam"  # the method where all is tiny: it takes no rows
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 BACKENDS = {"onnx": "onnx", "onnx-tensorrt": "onnx", "tensorrt": "tensorrt"}  # → its export
 FIRST_SEED = 8_500_000
-FEW = 2  # images where all is tiny
+IMAGES, FEW = 12, 2  # phantoms to compare on; the latter where all is tiny
 
 Facts = dict[str, Any]
 
 
 def describe(setting: Setting) -> Facts:
-    """What ``medclipsam doctor`` says of the machine."""
-    return {"checks": [asdict(check) for check in examine()]}
+    """The machine, and what ``medclipsam doctor`` says of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    facts: Facts = {"cores": count_cores(), "memory_gib": round(memory / 2**30, 1)}
+    if setting.device.type == "cuda":
+        total = torch.cuda.get_device_properties(setting.device).total_memory
+        facts |= {**identify_device(setting.device), "device_gib": round(total / 2**30, 1)}
+    return facts | {"checks": [asdict(check) for check in examine()]}
 
 
 def compare_masks(setting: Setting) -> Facts:
     """Every method in every precision on the device, beside float32 on the CPU."""
-    rows = []
+    rows, samples = [], _draw_samples(setting)
     for method in (QUICK,) if setting.tiny else METHODS:
         settings = {"saliency": {"method": method}}
-        exact = Engine.open("phantom", "cpu", settings={**settings, "precision": "fp32"})
+        here = Engine.open("phantom", "cpu", settings={**settings, "precision": "fp32"})
+        exact = _draw_masks(here, samples)
         for precision in PRECISIONS:
             row: Facts = {"method": method, "precision": precision}
             try:
                 other = Engine.open(
                     "phantom", str(setting.device), settings={**settings, "precision": precision}
                 )
-                row |= _compare(exact, other, setting)
+                row |= _compare(exact, _draw_masks(other, samples))
             except MedclipsamError as exc:
                 row["refused"] = str(exc)
             rows.append(row)
@@ -56,22 +69,23 @@ def compare_masks(setting: Setting) -> Facts:
 
 
 def compare_backends(setting: Setting) -> Facts:
-    """Every backend that starts on the device, beside float32 torch on the CPU."""
-    rows = []
-    settings = {"saliency": QUICK} if setting.tiny else {}
-    exact = Engine.open("phantom", "cpu", settings={**settings, "precision": "fp32"})
-    for precision in ("fp32",) if setting.tiny else ("fp32", "fp16", "bf16"):
-        for backend, export in BACKENDS.items():
-            row: Facts = {"backend": backend, "precision": precision}
-            folder = setting.scratch / f"{export}-{precision}"
-            try:
-                row["exported"] = _export(export, precision, folder, setting)
-                chosen = {**settings, "precision": precision}
-                other = Engine.open(str(folder), str(setting.device), backend, chosen)
-                row |= _compare(exact, other, setting)
-            except MedclipsamError as exc:
-                row["refused"] = str(exc)
-            rows.append(row)
+    """Every backend that starts on the device, beside float32 torch on the CPU.
+
+    In float32 alone: one export takes a minute or two.
+    """
+    rows, samples, precision = [], _draw_samples(setting), PRECISIONS[0]
+    settings = {**({"saliency": QUICK} if setting.tiny else {}), "precision": precision}
+    exact = _draw_masks(Engine.open("phantom", "cpu", settings=settings), samples)
+    for backend, export in BACKENDS.items():
+        row: Facts = {"backend": backend, "precision": precision}
+        folder = setting.scratch / f"{export}-{precision}"
+        try:
+            row["exported"] = _export(export, precision, folder, setting)
+            other = Engine.open(str(folder), str(setting.device), backend, settings)
+            row |= _compare(exact, _draw_masks(other, samples))
+        except MedclipsamError as exc:
+            row["refused"] = str(exc)
+        rows.append(row)
     return {"rows": rows}
 
 
@@ -87,21 +101,35 @@ def _export(kind: str, precision: str, folder: Path, setting: Setting) -> str:
         if kind == "tensorrt":
             command += ["--device", str(setting.device)]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise MedclipsamError(done.stderr.strip().splitlines()[-1])
+        if done.returncode:  # one that crashed may have said nothing
+            said = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
+            raise MedclipsamError(said[-1])
     return kind
 
 
-def _compare(exact: Engine, other: Engine, setting: Setting) -> dict[str, float]:
-    return compare(exact.pipeline, other.pipeline, _samples(FEW if setting.tiny else 8))
-
-
-def _samples(count: int) -> Iterator[Sample]:
-    for n in range(count):
+def _draw_samples(setting: Setting) -> list[Sample]:
+    """Phantoms of all modalities, which show all that they are asked for."""
+    samples = []
+    for n in range(FEW if setting.tiny else IMAGES):
         modality = MODALITIES[n % len(MODALITIES)]
         wanted = TARGETS[modality]
         prompts = Prompts({target: (PROMPTS[target],) for target in wanted})
-        yield make_phantom(FIRST_SEED + n, modality, wanted).rgb, prompts
+        samples.append((make_phantom(FIRST_SEED + n, modality, wanted).rgb, prompts))
+    return samples
+
+
+def _draw_masks(engine: Engine, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Masks of all samples, prompt by prompt."""
+    found = (engine.pipeline.segment([rgb], [prompts], False)[0] for rgb, prompts in samples)
+    return [segment.mask for segments in found for segment in segments.values()]
+
+
+def _compare(exact: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> dict[str, float]:
+    """IoU of the masks that either has drawn; 0 if there are none."""
+    pairs = [(a, b) for a, b in zip(exact, other, strict=True) if a.any() or b.any()]
+    found = [iou(a, b) for a, b in pairs] or [0.0]
+    mean, worst = float(np.mean(found)), float(np.min(found))
+    return {"masks": len(pairs), "mean_iou": mean, "worst_iou": worst}
 
 
 def compare_runs(setting: Setting) -> Facts:

@@ -39,6 +39,7 @@ def main(name: str, out: Path, device: str, tiny: bool) -> None:
             "revision": find_revision(),
             "machine": describe_machine(where),
             "versions": list_versions(),
+            "device": device,
             "tiny": tiny,
             **part.run(Setting(where, tiny, Path(scratch))),
         }

@@ -60,8 +60,9 @@ def _masks(found: Facts, part: str) -> Iterable[Sequence[str]]:
 
 def _rates(facts: Facts, ceiling: float | None) -> list[str]:
     title = f"BiomedCLIP and SAM {facts['sam']}, {facts['precision']}, weights {facts['weights']}"
-    if "refused" in facts:
-        return [f"## {title}\n", f"Refused: {facts['refused']}\n"]
+    refused = [f"Refused: {facts['refused']}\n"] if "refused" in facts else []
+    if "graphs" not in facts:
+        return [f"## {title}\n", *refused]
     graphs = []
     for row in facts["graphs"]:
         share = f"{row['tflops'] / ceiling:.0%}" if ceiling and "tflops" in row else ""
@@ -76,10 +77,10 @@ def _rates(facts: Facts, ceiling: float | None) -> list[str]:
             f"{row['device_busy']:.0%}",
             f"{row['device_gib']:.1f}" if row["device_gib"] is not None else "",
         )
-        for row in facts["runs"]
+        for row in facts.get("runs", ())
     ]
     columns = ("whole run", "images/s", "device busy", "device GiB")
-    return [*lines, *_table("", columns, runs)]
+    return [*lines, *(_table("", columns, runs) if runs else refused)]
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

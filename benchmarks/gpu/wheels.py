@@ -2,15 +2,19 @@
 
     python -m medclipsam.benchmarks.gpu.wheels
 
-Says NAME==VERSION of all that medclipsam needs, as installed here, without torch, torchvision and
-what only these two need: their builds belong to a machine's driver.
+Says NAME==VERSION of all that this checkout needs, as installed here, without torch, torchvision
+and what only these two need: their builds belong to a machine's driver.
 """
 
 import re
-from collections.abc import Iterator
-from importlib.metadata import distribution, requires, version
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
+
+from medclipsam.benchmarks.measuring.machine import HERE
 
 KEPT = ("torch", "torchvision")  # those of the machine
 BUILDS = "setuptools"  # the checkout is installed with it
@@ -21,31 +25,40 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def close_over(name: str, seen: set[str]) -> None:
-    """Put ``name`` and all that it needs into ``seen``; what is kept is not followed."""
-    if normalise(name) in seen or normalise(name) in KEPT:
-        return
-    seen.add(normalise(name))
-    for other in needs(name):
-        close_over(other, seen)
+def close_over(lines: Iterable[str], seen: set[tuple[str, str]], extra: str = "") -> None:
+    """Put (name, extra) of all that these requirements need here into ``seen``.
+
+    Args:
+        lines: as they stand in a package's metadata.
+        extra: of the package whose requirements they are.
+
+    Raises:
+        PackageNotFoundError: one is not installed here.
+    """
+    for requirement in map(Requirement, lines):
+        name, marker = normalise(requirement.name), requirement.marker
+        if name in KEPT or (marker and not marker.evaluate({"extra": extra})):
+            continue
+        for wanted in ("", *requirement.extras):
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                close_over(requires(name) or (), seen, wanted)
 
 
-def needs(name: str) -> Iterator[str]:
-    """What a package needs here, without its extras."""
-    for line in requires(name) or ():
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield requirement.name
+def list_packages() -> list[str]:
+    """``NAME==VERSION`` of all that the checkout needs, without itself.
 
-
-def list_packages(name: str = "medclipsam") -> list[str]:
-    """``NAME==VERSION`` of all that it needs, without itself."""
-    seen: set[str] = set()
-    close_over(name, seen)
-    close_over(BUILDS, seen)
-    names = {normalise(distribution(each).metadata["Name"]) for each in seen} - {normalise(name)}
-    return [f"{each}=={version(each)}" for each in sorted(names)]
+    Raises:
+        PackageNotFoundError: one is not installed here.
+    """
+    seen: set[tuple[str, str]] = set()
+    project = tomllib.loads((HERE / "pyproject.toml").read_text("utf-8"))["project"]
+    close_over([*project["dependencies"], BUILDS], seen)
+    return [f"{name}=={version(name)}" for name in sorted({name for name, _ in seen})]
 
 
 if __name__ == "__main__":
-    print("\n".join(list_packages()))
+    try:
+        print("\n".join(list_packages()))
+    except PackageNotFoundError as exc:
+        sys.exit(f"{exc.name} is not installed here; install the checkout first: pip install -e .")

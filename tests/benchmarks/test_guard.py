@@ -3,8 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
-from medclipsam.benchmarks import guard
-from medclipsam.benchmarks.guard import ATTEMPTS, GUARDS, Guard, check
+from medclipsam.benchmarks.guard import __main__ as guard
+from medclipsam.benchmarks.guard.__main__ import ATTEMPTS, check
+from medclipsam.benchmarks.guard.guards import GUARDS, Guard
 from medclipsam.benchmarks.measuring.spread import Ratio
 
 

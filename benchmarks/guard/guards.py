@@ -1,14 +1,9 @@
-"""A guard against getting slower: a few ratios that must not fall below a floor.
+"""Which ratios are guarded: of two things in one process, in turns.
 
-    python -m medclipsam.benchmarks.guard
-
-Each is of two things in one process, in turns, so that the machine's speed does not matter. Floors
-lie far below what is measured on a quiet machine, because this one may be busy; a ratio below its
-floor is measured again before it counts. It finds what has become two or three times as slow, and
-is no place for figures: those stand in ``benchmarks/results``.
+So the machine's speed does not matter. Floors lie far below what is measured on a quiet machine,
+because this one may be busy: they find what has become two or three times as slow.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
-import cv2
 import numpy as np
 import torch
 
@@ -38,7 +31,6 @@ from medclipsam.engine.weights.models import SamConfig
 from medclipsam.train.phantoms.phantoms import MODALITIES, PROMPTS, TARGETS
 
 CPU = torch.device("cpu")
-ATTEMPTS = 3
 SMALL_SAM = SamConfig(image_size=512, encoder_depth=4, global_blocks=(1, 3))  # ViT-B's width
 
 Calls = dict[str, Callable[[], object]]
@@ -123,29 +115,3 @@ GUARDS = (
     Guard("rows, beside plain forwards", open_rows, 0.55),
     Guard("runner, beside the loop", open_runner, 0.7),
 )
-
-
-def check(guard: Guard) -> bool:
-    """Whether the ratio reaches its floor in one of a few attempts."""
-    for _ in range(ATTEMPTS):
-        ratio = guard.measure()
-        reached = ratio.median >= guard.floor
-        sign = "≥" if reached else "<"
-        click.echo(f"{guard.name}: {ratio.show()} {sign} {guard.floor:g}")
-        if reached:
-            return True
-    return False
-
-
-@click.command()
-def main() -> None:
-    """Measure all ratios; ends with 1 if one of them stays below its floor."""
-    cv2.setNumThreads(1)
-    slower = [guard.name for guard in GUARDS if not check(guard)]
-    if slower:
-        click.echo(f"slower than it was: {'; '.join(slower)}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

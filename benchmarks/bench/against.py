@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 
 from medclipsam.benchmarks.bench.measure import FEW, START, Bench, Pilot
 from medclipsam.benchmarks.measuring.spread import clock, take_turns
 from medclipsam.benchmarks.rivals.published import PublishedPipeline
-from medclipsam.engine.archive import Decoders, open_archive
+from medclipsam.engine.archive import Limits, open_archive
 from medclipsam.engine.crf.reference import require_pydensecrf
-from medclipsam.engine.errors import BackendError, ConfigError, InputError
+from medclipsam.engine.errors import BackendError, ConfigError
+from medclipsam.engine.run.trial import take_samples
 from medclipsam.engine.weights.bundle import open_bundle
 
 MOST = 60  # images; as ``benchmarks.archive`` has at the share at which both run
@@ -81,14 +81,9 @@ def run_against(bench: Bench, pilot: Pilot, budget: float) -> dict[str, Any]:
 def write_pngs(bench: Bench, folder: Path, count: int) -> int:
     """The middle frame of each of so many items; returns how many could be read."""
     folder.mkdir(parents=True)
+    samples = take_samples(bench.source.take(count), bench.prompts, Limits())
     written = 0
-    with Decoders(1) as decoders:
-        for n, entry in enumerate(bench.source.take(count)):
-            try:
-                frames = decoders.decode(entry).frames
-            except InputError:
-                continue
-            rgb = np.ascontiguousarray(frames[len(frames) // 2])
-            cv2.imwrite(str(folder / f"{n:04}.png"), rgb[..., ::-1])
-            written += 1
+    for rgb, _ in samples:
+        written += 1
+        cv2.imwrite(str(folder / f"{written:04}.png"), rgb[..., ::-1])
     return written

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from medclipsam.engine.engine import Engine
 from medclipsam.engine.errors import InputError
 from medclipsam.engine.pipeline import Localization, to_numpy
 from medclipsam.engine.report.report import write_report
+from medclipsam.engine.run import meter
 from medclipsam.engine.run.folder import LEDGER, RunFolder, write_duplicates, write_manifest
 from medclipsam.engine.run.ledger import Ledger
 from medclipsam.engine.run.work import Delivery, Work, finish_work
@@ -34,20 +35,7 @@ from medclipsam.engine.saliency import Answer, Round, run_probes
 from medclipsam.engine.segment import BoxMasks
 from medclipsam.engine.types import Image, Outcome, Prompts, Segmentation
 
-STAGES = (
-    "start",
-    "read_image",
-    "fit_image",
-    "encode_image",
-    "compute_saliency",
-    "refine_mask",
-    "segment_encode",
-    "segment_decode",
-    "conclude",
-    "write_mask",
-    "commit",
-    "report",
-)
+STAGES = ("start", *meter.STAGES, "report")
 ONCE = ("start",)  # of a run, however many images it has
 SHOWN = ("compute_saliency", "refine_mask", "segment_encode", "segment_decode")
 """Stages of images that may show what is asked; all other images end before them."""
@@ -152,13 +140,13 @@ class Pass:
             folder = RunFolder(self._out, {})
             ledger = Ledger(self._out / LEDGER)
             decoders = Decoders(self._threads, Limits())
-            list(self._pool.map(partial(_decode, decoders), map(_fetched, first)))
+            list(self._pool.map(partial(_decode, decoders), map(Entry.held, first)))
         with folder, ledger, decoders:
             yield decoders, folder, ledger
 
     def _read(self, decoders: Decoders) -> None:
         with self._at("read_image", 0):
-            entries = map(_fetched, self._archive)
+            entries = map(Entry.held, self._archive)
             found = list(self._pool.map(partial(self._read_one, decoders), entries))
         self._works = [work for work in found if work is not None]
         self.unreadable = len(found) - len(self._works)
@@ -247,17 +235,6 @@ class Pass:
             write_manifest(folder, ledger.outcomes())
             write_duplicates(folder, ledger.duplicates())
             write_report(self._out, ledger.outcomes(), {}, identity="")
-
-
-def _fetched(entry: Entry) -> Entry:
-    """A member of a container with its bytes, which pass by only once."""
-    if not (entry.streamed and entry.fetch):
-        return entry
-    try:
-        data = entry.fetch()
-    except InputError as exc:
-        return replace(entry, fetch=None, error=exc)
-    return replace(entry, fetch=lambda: data)
 
 
 def _decode(decoders: Decoders, entry: Entry) -> Decoded | None:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from medclipsam.benchmarks.inputs.archive import write_phantoms
 from medclipsam.benchmarks.inputs.biomedclip import draw
 from medclipsam.benchmarks.inputs.models import random_sam
 from medclipsam.benchmarks.inputs.scans import SCANS, blob
 from medclipsam.benchmarks.measuring.spread import Ratio, take_turns
-from medclipsam.benchmarks.streaming import Contest, write_phantoms
+from medclipsam.benchmarks.streaming import Contest
 from medclipsam.engine.backends import open_graph
 from medclipsam.engine.crf import CrfConfig, dense_crf
 from medclipsam.engine.encoder import ClipEncoder

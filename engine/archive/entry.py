@@ -1,7 +1,9 @@
 """One item as its archive lists it: where its bytes are, not yet what they show."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medclipsam.engine.errors import InputError
@@ -31,3 +33,13 @@ class Entry:
     fetch: Callable[[], bytes] | None = None
     error: InputError | None = None
     streamed: bool = False
+
+    def held(self) -> Entry:
+        """The same with its bytes, if these pass by only once; an error takes their place."""
+        if not (self.streamed and self.fetch):
+            return self
+        try:
+            data = self.fetch()
+        except InputError as exc:
+            return replace(self, fetch=None, error=exc)
+        return replace(self, fetch=lambda: data)

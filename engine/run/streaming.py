@@ -11,7 +11,7 @@ everything that becomes of it.
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Thread
 
@@ -124,12 +124,7 @@ def stream(job: Job, entries: Iterable[Entry], stop: Event) -> Census:
         cost = FLOOR + entry.size + usual
         if not budget.take(cost, wait):
             return False
-        if entry.streamed and entry.fetch:
-            try:
-                data = entry.fetch()
-                entry = replace(entry, fetch=lambda: data)
-            except InputError as exc:
-                entry = replace(entry, fetch=None, error=exc)
+        entry = entry.held()
         sources[ref.id] = entry.ref
         readers.send(partial(load, entry, ref, cost))
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +303,7 @@ def _read(
         for source in sources:
             for entry, answers in _known(source):
                 name = f"{source.archive.name}/{entry.ref.id}"
-                waiting.append((name, answers, pool.submit(attempt, _held(entry))))
+                waiting.append((name, answers, pool.submit(attempt, entry.held())))
                 if len(waiting) > threads:
                     name, answers, future = waiting.popleft()
                     yield name, answers, future.result()
@@ -316,14 +316,3 @@ def _known(source: Source) -> Iterator[tuple[Entry, Answers]]:
     for entry in source.archive:
         if answers := left.pop(entry.ref.id, None):
             yield entry, answers
-
-
-def _held(entry: Entry) -> Entry:
-    """The entry with its bytes, if these pass by only once."""
-    if not (entry.streamed and entry.fetch):
-        return entry
-    try:
-        data = entry.fetch()
-    except InputError as exc:
-        return replace(entry, fetch=None, error=exc)
-    return replace(entry, fetch=lambda: data)

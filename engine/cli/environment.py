@@ -1,7 +1,7 @@
 """The environment variable of every option: ``medclipsam run --set`` is MEDCLIPSAM_RUN_SET.
 
 Its name is the command's and the option's long name. An option that may be repeated takes
-several values, separated by ``;``, blanks around them apart.
+several values, separated by ``;``, blanks around them apart; so does one of several values.
 """
 
 import copy
@@ -32,7 +32,7 @@ def _name(option: click.Option, prefix: str) -> list[str]:
     flag = max(option.opts, key=len)
     names = [f"{prefix}_{name}" for name in NAMES.get(flag, (_word(flag),))]
     option.envvar, option.show_envvar = names, True
-    if option.multiple:
+    if option.multiple or option.nargs > 1:
         option.type = copy.copy(option.type)  # a type may serve several options
         option.type.split_envvar_value = split_values  # type: ignore[assignment,method-assign]
     return names

@@ -56,13 +56,13 @@ def sample(option, folder):
 @pytest.mark.parametrize(("path", "command", "option"), OPTIONS, ids=IDS)
 def test_each_variable_is_worth_its_flag(path, command, option, tmp_path, monkeypatch):
     text, flag = sample(option, tmp_path), max(option.opts, key=len)
-    plain = [flag] if option.is_flag else [flag, text]
+    plain = [flag] if option.is_flag else [flag, *[text] * option.nargs]
     if option.is_flag and option.default is True:
         plain = [option.secondary_opts[0]]
     name = option.envvar[0]
     assert name == name.upper() and name.startswith("MEDCLIPSAM_" + "_".join(path).upper()[:3])
     by_flag = value(command, option, plain)
-    monkeypatch.setenv(name, text)
+    monkeypatch.setenv(name, " ; ".join([text] * option.nargs))
     assert value(command, option, []) == by_flag
     assert value(command, option, []) != option.default
     if option.multiple:
